@@ -1,0 +1,130 @@
+"""Several models over the same data, and where their predictions part."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from prunelle.errors import InputError
+from prunelle.export.runner import Batch, Logits, Runner
+
+IGNORED = -100  # the label of a position that is not scored, as everywhere in the field
+
+ComputeMetrics = Callable[[NDArray[np.int64], NDArray[np.int64]], Mapping[str, float]]
+
+
+@dataclass
+class Evaluation:
+    """What one model did with the data.
+
+    Attributes:
+        metrics: what `compute_metrics` gave, and `loss`, the mean cross-entropy in nats.
+        flips: how many predicted classes differ from the reference model's.
+        total: how many predictions there were.
+        max_abs_logit_difference: the largest difference of a logit from the reference model's.
+    """
+
+    metrics: dict[str, float]
+    flips: int
+    total: int
+    max_abs_logit_difference: float
+
+
+def evaluate(
+    runners: Sequence[Runner],
+    batches: Iterable[Batch],
+    compute_metrics: ComputeMetrics,
+    *,
+    reference: Runner,
+) -> list[Evaluation]:
+    """Runs all models batch by batch over the same data, once, and keeps predictions, never logits.
+
+    Args:
+        runners: the models, `reference` among them.
+        batches: mappings of tensors with the models' inputs and `labels`, class numbers of shape (batch,)
+            or (batch, length). Positions labelled -100 are left out. Position i of the labels is scored
+            against position i of the logits: a causal model's labels must be shifted beforehand.
+        compute_metrics: predictions and references, both (positions,), to named figures.
+        reference: the model that flips and logit differences are counted against.
+
+    Raises:
+        InputError: no labels, labels that are not class numbers of the models, or logits of other shapes.
+    """
+    tallies = [_Tally() for _ in runners]
+    ordered = sorted(zip(runners, tallies), key=lambda pair: pair[0] is not reference)
+    references: list[NDArray[np.int64]] = []
+    for batch in batches:
+        labels = _labels(batch)
+        scored = labels != IGNORED
+        kept_labels = labels[scored]
+        references.append(kept_labels)
+        reference_logits: Logits | None = None
+        for runner, tally in ordered:
+            logits = runner(batch)
+            if logits.shape[:-1] != labels.shape:
+                raise InputError(
+                    f"{runner.name} gives logits of shape {logits.shape} for labels of shape {labels.shape}"
+                )
+            if kept_labels.size and not 0 <= kept_labels.min() <= kept_labels.max() < logits.shape[-1]:
+                raise InputError(f"a label is not among the {logits.shape[-1]} classes of {runner.name}")
+            kept_logits = logits[scored]
+            del logits  # (batch, length, vocabulary) can take a quarter of a gigabyte
+            if reference_logits is None:
+                reference_logits = kept_logits
+            elif reference_logits.shape != kept_logits.shape:
+                raise InputError(
+                    f"{runner.name} has {kept_logits.shape[-1]} classes, {reference.name} has "
+                    f"{reference_logits.shape[-1]}"
+                )
+            tally.add(kept_logits, reference_logits, kept_labels)
+    total = sum(labels.size for labels in references)
+    if not total:
+        raise InputError("the evaluation data holds no labelled example")
+    return [tally.close(np.concatenate(references), compute_metrics) for tally in tallies]
+
+
+@dataclass
+class _Tally:
+    """One model's running sums."""
+
+    predictions: list[NDArray[np.int64]] = field(default_factory=list)
+    cross_entropy: float = 0.0
+    flips: int = 0
+    difference: float = 0.0
+
+    def add(self, logits: Logits, reference: Logits, labels: NDArray[np.int64]) -> None:
+        if not labels.size:
+            return
+        predictions = logits.argmax(-1)
+        self.predictions.append(predictions)
+        self.flips += int((predictions != reference.argmax(-1)).sum())
+        # np.maximum keeps a NaN, where Python's max would lose it.
+        self.difference = float(np.maximum(self.difference, np.abs(logits - reference).max()))
+        self.cross_entropy += functional.cross_entropy(
+            torch.from_numpy(logits), torch.from_numpy(labels), reduction="sum"
+        ).item()
+
+    def close(self, references: NDArray[np.int64], compute_metrics: ComputeMetrics) -> Evaluation:
+        metrics = compute_metrics(np.concatenate(self.predictions), references)
+        return Evaluation(
+            metrics={
+                **{name: float(value) for name, value in metrics.items()},
+                "loss": self.cross_entropy / references.size,
+            },
+            flips=self.flips,
+            total=references.size,
+            max_abs_logit_difference=self.difference,
+        )
+
+
+def _labels(batch: Mapping[str, Any]) -> NDArray[np.int64]:
+    if "labels" not in batch:
+        raise InputError(f"the evaluation data has no labels, only {', '.join(batch)}")
+    labels = np.asarray(batch["labels"])
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(f"labels must be class numbers, these are {labels.dtype}")
+    return labels.astype(np.int64)

@@ -1,0 +1,76 @@
+"""The machine and the libraries that a measurement was made with."""
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# Instructions that multiply 8-bit integers and add up in 32 bits, as /proc/cpuinfo spells them:
+# x86-64, then 64-bit ARM (asimddp is the dot product that chips since 2018 have).
+INT8_INSTRUCTIONS = (
+    "avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8",
+    "asimddp", "i8mm", "svei8mm", "smei8i32",
+)  # fmt: skip
+PACKAGES = ("prunelle", "torch", "transformers", "onnx", "onnxruntime", "onnxscript", "numpy")
+
+
+def hardware() -> dict[str, Any]:
+    """cpu (its name), cores, threads that the models ran on, and the int8 instructions found.
+
+    `int8_instructions` is None where the operating system does not tell.
+    """
+    name, features = _linux() if platform.system() == "Linux" else _other()
+    known = None if features is None else [each for each in INT8_INSTRUCTIONS if each in features]
+    return {
+        "cpu": name,
+        "architecture": platform.machine(),
+        "system": platform.system(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "int8_instructions": known,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that the figures depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _linux() -> tuple[str, set[str] | None]:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine(), None
+    fields = {}
+    for line in text.split("\n\n")[0].splitlines():
+        key, _, value = line.partition(":")
+        fields[key.strip()] = value.strip()
+    features = fields.get("flags", fields.get("Features"))
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    return name, None if features is None else set(features.split())
+
+
+def _other() -> tuple[str, set[str] | None]:
+    name = platform.processor() or platform.machine()
+    if platform.system() != "Darwin":
+        return name, None
+    name = _sysctl("machdep.cpu.brand_string") or name
+    if platform.machine() != "arm64":
+        return name, None
+    features = {"FEAT_DotProd": "asimddp", "FEAT_I8MM": "i8mm"}
+    return name, {ours for theirs, ours in features.items() if _sysctl(f"hw.optional.arm.{theirs}") == "1"}
+
+
+def _sysctl(key: str) -> str:
+    done = subprocess.run(["sysctl", "-n", key], capture_output=True, text=True, check=False)
+    return done.stdout.strip()

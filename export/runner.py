@@ -1,0 +1,113 @@
+"""One face for a PyTorch model and an ONNX file: tensors in, logits out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from prunelle.errors import InputError
+from prunelle.export.inference import LogitsOnly, model_input_names
+
+Batch = Mapping[str, Any]  # names to (batch, length) tensors of PyTorch or numpy
+Logits = NDArray[np.float32]
+
+
+class Runner(ABC):
+    """A model that can be asked for logits on the CPU, whatever it is written in.
+
+    Attributes:
+        name: what the report calls it.
+        format: `torch`, `onnx` or `onnx-int8`.
+        size_bytes: what its weights file takes on disk.
+        parameters: how many numbers were learned, tied ones counted once. Quantizing does not change it.
+        input_names: the tensors of a batch that it reads; others in the batch are ignored.
+    """
+
+    name: str
+    format: str
+    size_bytes: int
+    parameters: int
+    input_names: tuple[str, ...]
+
+    @abstractmethod
+    def __call__(self, batch: Batch) -> Logits:
+        """batch: (batch, length) int64 tensors by name. Returns (batch, …, classes) float32 logits.
+
+        Raises InputError when the batch lacks a tensor that the model needs.
+        """
+
+    def _inputs(self, batch: Batch) -> list[Any]:
+        missing = [name for name in self.input_names if name not in batch]
+        if missing:
+            raise InputError(f"{self.name} needs {', '.join(missing)}, the batch has {', '.join(batch)}")
+        return [batch[name] for name in self.input_names]
+
+
+class TorchRunner(Runner):
+    """A PyTorch model, which must be as `inference.deployed` makes it while it is run.
+
+    `folder` is the checkpoint whose safetensors files are counted; without one, the parameters' bytes.
+    """
+
+    format = "torch"
+
+    def __init__(self, model: nn.Module, name: str, *, folder: str | Path | None = None) -> None:
+        self.name = name
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        files = list(Path(folder).glob("*.safetensors")) if folder is not None else []
+        self.size_bytes = sum(file.stat().st_size for file in files) or _bytes_of_weights(model)
+        self._all_inputs = model_input_names(model)
+        self.input_names = ("input_ids",)
+        self._logits = LogitsOnly(model)
+
+    def __call__(self, batch: Batch) -> Logits:
+        self._inputs(batch)
+        inputs = {name: torch.as_tensor(batch[name]) for name in self._all_inputs if name in batch}
+        with torch.inference_mode():
+            return self._logits(**inputs).numpy()
+
+
+class OnnxRunner(Runner):
+    """An ONNX file in onnxruntime, on as many threads as PyTorch uses.
+
+    Raises InputError when onnxruntime cannot load the file.
+    """
+
+    def __init__(self, file: str | Path, name: str, *, parameters: int, format: str = "onnx") -> None:
+        self.name = name
+        self.format = format
+        self.parameters = parameters
+        file = Path(file)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # Threads that spin after a run, waiting for the next one, would slow the model measured next.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        try:
+            self._session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise InputError(f"onnxruntime cannot load {file}: {_first_line(error)}") from error
+        self.size_bytes = file.stat().st_size
+        self.input_names = tuple(tensor.name for tensor in self._session.get_inputs())
+
+    def __call__(self, batch: Batch) -> Logits:
+        inputs = {name: np.asarray(value) for name, value in zip(self.input_names, self._inputs(batch))}
+        return self._session.run(["logits"], inputs)[0]
+
+
+def _bytes_of_weights(model: nn.Module) -> int:
+    tensors: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+    for tensor in model.state_dict().values():
+        tensors[tensor.data_ptr(), tuple(tensor.shape)] = tensor
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,72 @@
+"""Does an ONNX file compute what the PyTorch model computes?"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from prunelle.export.inference import ExportError, deployed, maximum_length, model_input_names
+from prunelle.export.runner import Logits, OnnxRunner, TorchRunner
+
+
+def tolerance(logits: Logits) -> float:
+    """The largest difference that rounding in float32 explains: 1e-4 of the largest logit, or of one.
+
+    A language model's logits reach 30 and more, and float32 rounds in proportion.
+    """
+    return 1e-4 * max(1.0, float(np.abs(logits).max(initial=0.0)))
+
+
+def verify_onnx(model: nn.Module, file: Path) -> None:
+    """Compares logits over batches of 1 to 5 rows, lengths of 1 to the maximum, padding on either side.
+
+    Only attended positions are compared: what stands at a padded one is never read, and the row of a
+    causal mask that attends to nothing is undefined.
+
+    Raises:
+        ExportError: at the first difference above `tolerance`, or at logits that are not finite.
+    """
+    onnx_runner = OnnxRunner(file, "the ONNX file", parameters=0)
+    torch_runner = TorchRunner(model, "the PyTorch model")
+    longest = min(maximum_length(model), 512)
+    with deployed(model):
+        for rows, length, padding in (
+            (1, 1, "no"),
+            (1, longest, "no"),
+            (2, min(7, longest), "right"),
+            (3, min(17, longest), "left"),
+            (5, min(33, longest), "right"),
+        ):
+            batch = _random_batch(model, rows, length, padding)
+            reference, candidate = torch_runner(batch), onnx_runner(batch)
+            if reference.ndim == 3:
+                attended = batch["attention_mask"].numpy() == 1
+                reference, candidate = reference[attended], candidate[attended]
+            difference = float(np.abs(reference - candidate).max(initial=0.0))
+            if not difference <= tolerance(reference):  # so written that NaN fails
+                raise ExportError(
+                    f"the ONNX file's logits differ from PyTorch's by {difference:.1e} (allowed: "
+                    f"{tolerance(reference):.1e}) at {rows} x {length} tokens with {padding} padding"
+                )
+
+
+def _random_batch(model: nn.Module, rows: int, length: int, padding: str) -> dict[str, Tensor]:
+    """Random words, each row after the first with one more token padded, as the model's tokenizer would."""
+    generator = torch.Generator().manual_seed(0)
+    config = getattr(model, "config", None)
+    pad = getattr(config, "pad_token_id", None) or 0
+    vocabulary = getattr(config, "vocab_size", None) or 2
+    words = torch.randint(vocabulary - 1, (rows, length), generator=generator)
+    words += words >= pad  # any word but padding, at which RoBERTa stops counting positions
+    mask = torch.ones_like(words)
+    for row in range(rows):
+        padded = min(row, length - 1)
+        if padding == "right" and padded:
+            mask[row, -padded:] = 0
+        if padding == "left" and padded:
+            mask[row, :padded] = 0
+    batch = {"input_ids": words.where(mask == 1, torch.tensor(pad)), "attention_mask": mask}
+    if "token_type_ids" in model_input_names(model):
+        batch["token_type_ids"] = (torch.arange(length) >= length // 2).long().expand(rows, length)
+    return batch
