@@ -19,7 +19,7 @@ from prunelle.export.runner import Batch, OnnxRunner, Runner, TorchRunner
 FP32_FILE = Path("onnx") / "model.onnx"
 INT8_FILE = Path("onnx") / "model_quantized.onnx"
 
-POINT = 0.01
+POINT = 0.01  # of a metric that runs from 0 to 1
 
 
 def export_and_report(
@@ -101,7 +101,7 @@ def export_and_report(
             total=evaluation.total,
             max_abs_logit_difference=evaluation.max_abs_logit_difference,
         )
-        for runner, evaluation, latency in zip(runners, evaluations, latencies)
+        for runner, evaluation, latency in zip(runners, evaluations, latencies, strict=True)
     ]
     machine = hardware()
     report = Report("student", rows, machine, versions(), _warnings(rows, machine))

@@ -55,7 +55,7 @@ def evaluate(
         InputError: no labels, labels that are not class numbers of the models, or logits of other shapes.
     """
     tallies = [_Tally() for _ in runners]
-    ordered = sorted(zip(runners, tallies), key=lambda pair: pair[0] is not reference)
+    ordered = sorted(zip(runners, tallies, strict=True), key=lambda pair: pair[0] is not reference)
     references: list[NDArray[np.int64]] = []
     for batch in batches:
         labels = _labels(batch)

@@ -64,8 +64,8 @@ def deployed(*models: nn.Module) -> Iterator[None]:
             model.eval().to("cpu").float()
         yield
     finally:
-        for modes, tensors in before:
-            for tensor, device, dtype in tensors:
+        for modes, places in before:
+            for tensor, device, dtype in places:
                 tensor.data = tensor.data.to(device, dtype)
             for module, training in modes:
                 module.training = training

@@ -48,7 +48,7 @@ def measure_latency(
     for rows, length in sizes:
         batch = _full_batch(rows, length, vocabulary)
         samples = _take_turns(runners, batch, seconds / len(sizes))
-        for result, milliseconds in zip(results, samples):
+        for result, milliseconds in zip(results, samples, strict=True):
             p50, p95 = np.percentile(milliseconds, (50, 95))
             result[f"{rows}x{length}"] = Latency(float(p50), float(p95))
     return results
@@ -63,7 +63,7 @@ def _take_turns(runners: Sequence[Runner], batch: Batch, seconds: float) -> list
     end = time.perf_counter() + seconds
     rounds = 0
     while rounds < 5 or (time.perf_counter() < end and rounds < 100):
-        for runner, count, taken in zip(runners, calls, samples):
+        for runner, count, taken in zip(runners, calls, samples, strict=True):
             _milliseconds(runner, batch)
             taken += [_milliseconds(runner, batch) for _ in range(count)]
         rounds += 1

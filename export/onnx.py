@@ -86,7 +86,7 @@ def _trace(model: nn.Module, names: Sequence[str], opset_version: int) -> ModelP
                 verbose=False,
             )
         except Exception as error:
-            cause = error
+            cause: BaseException = error
             while cause.__cause__ is not None:
                 cause = cause.__cause__
             reason = str(cause).strip().splitlines()

@@ -88,11 +88,11 @@ class Report:
     def to_text(self) -> str:
         """The table for a terminal, with what to know about it below."""
         head, *rows = self._cells()
-        widths = [max(map(len, column)) for column in zip(head, *rows)]
+        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
         lines = [
             "  ".join(
                 cell.ljust(width) if index == 0 else cell.rjust(width)
-                for index, (cell, width) in enumerate(zip(row, widths))
+                for index, (cell, width) in enumerate(zip(row, widths, strict=True))
             ).rstrip()
             for row in (head, ["-" * width for width in widths], *rows)
         ]
@@ -104,8 +104,8 @@ class Report:
         rule = ["---"] + ["---:"] * (len(head) - 1)
         table = [f"| {' | '.join(row)} |" for row in (head, rule, *rows)]
         notes = [f"> **Warning:** {text}\n" for text in self.warnings]
-        versions = ", ".join(f"{name} {number}" for name, number in self.versions.items())
-        return "\n".join(["# Report", "", *table, "", self._legend(), "", *notes, f"Versions: {versions}.", ""])
+        versions = "Versions: " + ", ".join(f"{name} {number}" for name, number in self.versions.items())
+        return "\n".join(["# Report", "", *table, "", self._legend(), "", *notes, f"{versions}.", ""])
 
     def save(self, folder: str | Path) -> None:
         """Writes report.json and report.md into the folder, each whole or not at all."""

@@ -26,7 +26,7 @@ class Runner(ABC):
         format: `torch`, `onnx` or `onnx-int8`.
         size_bytes: what its weights file takes on disk.
         parameters: how many numbers were learned, tied ones counted once. Quantizing does not change it.
-        input_names: the tensors of a batch that it reads; others in the batch are ignored.
+        input_names: the tensors that a batch must hold.
     """
 
     name: str
@@ -42,11 +42,10 @@ class Runner(ABC):
         Raises InputError when the batch lacks a tensor that the model needs.
         """
 
-    def _inputs(self, batch: Batch) -> list[Any]:
+    def _check(self, batch: Batch) -> None:
         missing = [name for name in self.input_names if name not in batch]
         if missing:
             raise InputError(f"{self.name} needs {', '.join(missing)}, the batch has {', '.join(batch)}")
-        return [batch[name] for name in self.input_names]
 
 
 class TorchRunner(Runner):
@@ -62,13 +61,13 @@ class TorchRunner(Runner):
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         files = list(Path(folder).glob("*.safetensors")) if folder is not None else []
         self.size_bytes = sum(file.stat().st_size for file in files) or _bytes_of_weights(model)
-        self._all_inputs = model_input_names(model)
         self.input_names = ("input_ids",)
+        self._usable = model_input_names(model)
         self._logits = LogitsOnly(model)
 
     def __call__(self, batch: Batch) -> Logits:
-        self._inputs(batch)
-        inputs = {name: torch.as_tensor(batch[name]) for name in self._all_inputs if name in batch}
+        self._check(batch)
+        inputs = {name: torch.as_tensor(batch[name]) for name in self._usable if name in batch}
         with torch.inference_mode():
             return self._logits(**inputs).numpy()
 
@@ -98,8 +97,8 @@ class OnnxRunner(Runner):
         self.input_names = tuple(tensor.name for tensor in self._session.get_inputs())
 
     def __call__(self, batch: Batch) -> Logits:
-        inputs = {name: np.asarray(value) for name, value in zip(self.input_names, self._inputs(batch))}
-        return self._session.run(["logits"], inputs)[0]
+        self._check(batch)
+        return self._session.run(["logits"], {name: np.asarray(batch[name]) for name in self.input_names})[0]
 
 
 def _bytes_of_weights(model: nn.Module) -> int:

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from prunelle.export.inference import ExportError, deployed, maximum_length, model_input_names
+from prunelle.export.inference import ExportError, deployed, maximum_length
 from prunelle.export.runner import Logits, OnnxRunner, TorchRunner
 
 
@@ -38,10 +39,10 @@ def verify_onnx(model: nn.Module, file: Path) -> None:
             (3, min(17, longest), "left"),
             (5, min(33, longest), "right"),
         ):
-            batch = _random_batch(model, rows, length, padding)
+            batch, attended = _random_batch(model, rows, length, padding)
+            batch = {name: batch[name] for name in onnx_runner.input_names}
             reference, candidate = torch_runner(batch), onnx_runner(batch)
             if reference.ndim == 3:
-                attended = batch["attention_mask"].numpy() == 1
                 reference, candidate = reference[attended], candidate[attended]
             difference = float(np.abs(reference - candidate).max(initial=0.0))
             if not difference <= tolerance(reference):  # so written that NaN fails
@@ -51,8 +52,10 @@ def verify_onnx(model: nn.Module, file: Path) -> None:
                 )
 
 
-def _random_batch(model: nn.Module, rows: int, length: int, padding: str) -> dict[str, Tensor]:
-    """Random words, each row after the first with one more token padded, as the model's tokenizer would."""
+def _random_batch(
+    model: nn.Module, rows: int, length: int, padding: str
+) -> tuple[dict[str, Tensor], NDArray[np.bool_]]:
+    """Random words, each row after the first with one token more of padding; and where words are."""
     generator = torch.Generator().manual_seed(0)
     config = getattr(model, "config", None)
     pad = getattr(config, "pad_token_id", None) or 0
@@ -66,7 +69,9 @@ def _random_batch(model: nn.Module, rows: int, length: int, padding: str) -> dic
             mask[row, -padded:] = 0
         if padding == "left" and padded:
             mask[row, :padded] = 0
-    batch = {"input_ids": words.where(mask == 1, torch.tensor(pad)), "attention_mask": mask}
-    if "token_type_ids" in model_input_names(model):
-        batch["token_type_ids"] = (torch.arange(length) >= length // 2).long().expand(rows, length)
-    return batch
+    batch = {
+        "input_ids": words.where(mask == 1, torch.tensor(pad)),
+        "attention_mask": mask,
+        "token_type_ids": (torch.arange(length) >= length // 2).long().expand(rows, length),
+    }
+    return batch, mask.numpy() == 1
