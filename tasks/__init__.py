@@ -1,1 +1,34 @@
+"""What is learned: a head, columns, a collator and metrics. Data sets come in here."""
 
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from transformers import PreTrainedConfig
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from prunelle.tasks.arguments import DataArguments as DataArguments
+from prunelle.tasks.masked_lm import MaskedLanguageModelling as MaskedLanguageModelling
+from prunelle.tasks.text_classification import TextClassification as TextClassification
+
+
+class Task(Protocol):
+    """What a task can do. Made from the data arguments and a seed; the data is read and checked at once."""
+
+    auto_model_class: Any
+    main_metric: str
+    splits: dict[str, Any]
+
+    def fingerprint(self) -> str: ...
+    def texts(self) -> Any: ...
+    def configure(self, config: PreTrainedConfig) -> None: ...
+    def adopt(self, config: PreTrainedConfig, model_name: str) -> None: ...
+    def encode(self, tokenizer: Tokenizer) -> dict[str, Any]: ...
+    def collator(self, tokenizer: Tokenizer, encoded: dict[str, Any]) -> Any: ...
+    def compute_metrics(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]: ...
+
+
+TASKS: dict[str, Callable[[DataArguments, int], Task]] = {
+    "text-classification": TextClassification,
+    "masked-lm": MaskedLanguageModelling,
+}

@@ -23,17 +23,12 @@ import datasets
 
 from prunelle.errors import InputError
 
-CLEANING_VERSION = 1
-"""Part of the cache's key: raise it with every change to this file that changes a text or a label."""
-
 STANDARD_LIBRARY = "python"
 LIBRARIES = (
-    "accelerate",
     "datasets",
     "huggingface_hub",
     "networkx",
     "numpy",
-    "onnxruntime",
     "onnxscript",
     "pandas",
     STANDARD_LIBRARY,
@@ -42,12 +37,14 @@ LIBRARIES = (
     "torch",
     "transformers",
 )
-"""The labels. Each is a distribution that `prunelle` requires, directly or through another; what else
-happens to be installed is not looked at, so that every machine has the same classes."""
+"""The labels. Each is a distribution that `prunelle` requires, directly or through another, with enough
+docstrings for a class. What else happens to be installed is not looked at, so that every machine has the
+same classes."""
 
-MIN_WORDS, MAX_WORDS = 8, 80
+MIN_WORDS, MAX_WORDS = 10, 80
 MIN_EXAMPLES, MAX_EXAMPLES = 300, 1000
-"""A library with fewer examples is left out; one with more (torch has thousands) does not swamp the rest."""
+"""A library that some later version leaves with fewer examples drops out; one with more (torch has
+thousands) does not swamp the rest."""
 
 SPLITS = {"train": range(0, 80), "validation": range(80, 90), "test": range(90, 100)}
 """Which values of a text's hash modulo 100 belong to which split."""
@@ -56,9 +53,9 @@ SPLITS = {"train": range(0, 80), "validation": range(80, 90), "test": range(90, 
 def load_docstrings() -> datasets.DatasetDict:
     """The splits train, validation and test, with the columns `text` and `label` (a `ClassLabel`).
 
-    The first call reads the source files (some 15 seconds) and leaves the result in the Hugging Face
-    datasets cache, under a name that changes with the versions of Python and of the libraries; later calls
-    load it from there.
+    The first call reads the source files (some 15 seconds) and leaves the result in the cache of Hugging
+    Face `datasets`, for the versions of Python and of the libraries that it came from; later calls load it
+    from there.
 
     Raises:
         InputError: no library had enough docstrings, as happens where source files were stripped.
@@ -70,9 +67,11 @@ def load_docstrings() -> datasets.DatasetDict:
 
 
 def _fingerprint() -> str:
-    versions = {name: metadata.version(name) for name in LIBRARIES if name != STANDARD_LIBRARY}
-    versions[STANDARD_LIBRARY] = platform.python_version()
-    return _sha256(json.dumps([CLEANING_VERSION, versions], sort_keys=True))[:16]
+    """Changes with whatever the texts depend on: the libraries, Python, and this file."""
+    installed = [distribution for name in LIBRARIES for distribution in metadata.distributions(name=name)]
+    versions = [f"{distribution.name} {distribution.version}" for distribution in installed]
+    code = Path(__file__).read_text(encoding="utf-8")
+    return _sha256(json.dumps([platform.python_version(), versions, code]))[:16]
 
 
 def _save_atomically(splits: datasets.DatasetDict, folder: Path) -> None:
@@ -97,7 +96,8 @@ def _build() -> datasets.DatasetDict:
             "builtin:docstrings is empty: the installed libraries have no docstrings in their .py files "
             "(were the sources stripped?); give --dataset_name or --train_file instead"
         )
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=labels)})
+    label_type = datasets.ClassLabel(names=labels)
+    features = datasets.Features({"text": datasets.Value("string"), "label": label_type})
     # Ordered by hash: shuffled, yet the same everywhere.
     examples = sorted((_sha256(text), text, label) for label in labels for text in texts[label])
     splits = datasets.DatasetDict()
@@ -131,7 +131,7 @@ def _collect(library: str, seen: set[tuple[str, ...]]) -> list[str]:
 SKIPPED_FOLDERS = {
     *("test", "tests", "testing", "site-packages", "dist-packages", "__pycache__"),
     *("_vendor", "vendor", "third_party"),  # another library's docstrings
-    *("idlelib", "lib2to3", "turtledemo", "ensurepip", "pydoc_data"),
+    *("distutils", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "turtledemo"),  # not in every Python
 }
 
 
@@ -140,9 +140,11 @@ def _source_files(library: str) -> Iterator[Path]:
     one may stop once there is enough."""
     if library == STANDARD_LIBRARY:
         root = Path(sysconfig.get_path("stdlib"))
-        files = {path.relative_to(root).as_posix(): path for path in root.rglob("*.py")}
+        tops = [top for top in root.iterdir() if top.name not in SKIPPED_FOLDERS]
+        paths = [path for top in tops for path in ([top] if top.suffix == ".py" else top.rglob("*.py"))]
+        files = {path.relative_to(root).as_posix(): path for path in paths}
     else:
-        listed = metadata.distribution(library).files or []
+        listed = [file for found in metadata.distributions(name=library) for file in found.files or []]
         files = {file.as_posix(): Path(str(file.locate())) for file in listed if file.suffix == ".py"}
     for name in sorted(files, key=_sha256):
         generated = name.endswith(("_pb2.py", "_pb2_grpc.py"))
@@ -163,8 +165,7 @@ def _docstrings(path: Path) -> Iterator[str]:
             docstring = ast.get_docstring(node)
             if docstring:
                 yield docstring
-        # Docstrings hang on statements: not to descend into expressions saves half of the time.
-        nodes.extend(child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt))
+        nodes += getattr(node, "body", [])  # statements alone: ast.walk's descent into expressions is slow
 
 
 def _is_known(text: str, seen: set[tuple[str, ...]]) -> bool:
@@ -180,50 +181,58 @@ def _is_known(text: str, seen: set[tuple[str, ...]]) -> bool:
 # --- From a docstring to prose
 
 BOILERPLATE = re.compile(
-    r"copyright|all rights reserved|warrant(y|ies)|licensed under|do not edit|auto-?generated|generated by", re.I
+    r"copyright|all rights reserved|warrant(y|ies)|licensed under|do not edit|auto-?generated|generated by",
+    re.I,
 )
 SECTION = re.compile(  # the first of these ends the description: what follows is lists, types and code
-    r"^[ \t]*(?:#+ *|\*\*)?(?:(?:Keyword |Other |Optional )?(?:Args?|Arguments|Param(?:eter)?s?|Inputs?|Outputs?)"
-    r"|Returns?|Yields?|Raises|Warns|Attributes|Methods|Examples?|Usage|Usage examples?|See Also|References?"
-    r"|Shapes?|Type Constraints|Keyword arguments)(?:\*\*)?[ \t]*(?::|\n[ \t]*[-=~]{3,}|\n|$)"
+    r"^[ \t]*(?:#+ *|\*\*)?"
+    r"(?:(?:Keyword |Other |Optional )?(?:Args?|Arguments|Param(?:eter)?s?|Inputs?|Outputs?)|Attributes"
+    r"|Methods|Returns?|Yields?|Raises|Warns|(?:Usage )?Examples?|Usage|Shapes?|Type Constraints|See Also"
+    r"|References?)(?:\*\*)?[ \t]*(?::|\n[ \t]*[-=~]{3,}|\n|$)"
     r"|^[ \t]*[:@](?:param|parameter|arg|type|returns?|rtype|raises?|ivar|cvar|var|keyword|key)\b"
+    r"|^[ \t]*[`*]*\w+[`*]* ?(?: : [\w`]|\(.*\) ?:)"  # an argument and its type, without a heading
     r"|^[ \t]*>>>",
     re.M | re.I,
 )
 FENCED_CODE = re.compile(r"^[ \t]*(```|~~~).*?(^[ \t]*\1|\Z)", re.M | re.S)
 UNDERLINED = re.compile(r"^.*\n[ \t]*([-=~^*#\"'+.])\1{2,}[ \t]*$", re.M)
-NOT_PROSE = re.compile(  # how a paragraph begins that is a directive, comment, table, signature or code
-    r"\s|\.\.|[|+=]|@|#|%|\$|\[\[|[\w.]+\([^)]*\)(?:\s*->.*)?$|(?:import|from) [\w.]+|\w[\w.\[\]]* = |class \w+[(:]|def \w+\(",
+NOT_PROSE = re.compile(  # how a paragraph begins that is quoted, a directive, a table, a signature or code
+    r"\s|\.\.|[|+=@#%$]|\[\[|[\w.]+\(.*\)(?:\s*->.*)?$|(?:import|from) [\w.]+( import|$)"
+    r"|\w[\w.\[\]]* = |class \w+[(:]|def \w+\(",
     re.M,
 )
 MARKUP = [
     (r":math:`[^`]*`|\$\$?[^$]+\$\$?|\\[(\[].*?\\[)\]]", " "),
     (r"!?\[([^\]]*)\]\([^)]*\)", r"\1"),  # [text](address)
-    (r"`+([^`<]*?)\s*<[^`>]*>`+_*", r"\1"),  # `text <address>`_
-    (r"(?::[\w+.-]+)+:`+~?!?([^`]*)`+", r"\1"),  # :role:`text`
+    (r"(?::[\w:+.-]+:)?`+([^`<]*?)\s*<[^`>]*>`+_*", r"\1"),  # `text <address>`_, :role:`text <target>`
+    (r"(?::[\w:+.-]+:)?`+~?!?\.?([^`]*)`+_*", r"\1"),  # :role:`text`, ``code``, `link`_
     (r"<?\b(?:https?|ftp)://[^\s>)\]]+>?|\bwww\.[^\s>)\]]+", " "),
     (r"</?[A-Za-z][^<>\n]*>", " "),  # <Tip>
-    (r"\[[\w#^]+\]_?|\|\w+\|_?", " "),  # [1]_, |substitution|
-    (r"^\s*(?:[-*+•]|\(?\d+[.)]|#+)\s+", " "),  # bullets
-    (r"\\[A-Za-z]+|[`*\\{}|~^]+|_{2,}|(?<=\w)_(?!\w)|::+|[-=#.]{3,}", " "),
+    (r"\[~?([A-Za-z][\w.]*)\](?!_)", r"\1"),  # [a_name]
+    (r"\[[#!]?\w+\]_?|\|\w+\|_?", " "),  # [1], [Knuth98]_, [!TIP], |substitution|
+    (r"^\s*(?:[-*+•>]|\(?\d+[.)]|#+)\s+", " "),  # bullets
+    (r"\\[A-Za-z]+|[`*\\{}|~^@]+|[-=#.]{3,}", " "),
+    (r"(?<![^\W_])_+|_+(?![^\W_])", ""),  # __init__
+    (r":{2,}(?=\s|$)", ":"),
 ]
 MARKUP_PATTERNS = [(re.compile(pattern, re.M | re.S), replacement) for pattern, replacement in MARKUP]
 
-NAMES = (  # struck out of the text with the word that they are a part of
-    r"\w*(?:accelerat|hugging ?face|networkx|numpy|scipy|onnx|pandas|python|sympy|tensorboard|torch"
-    r"|transformers|tensorflow|caffe)\w*"
-    r"|\bHf(?=[A-Z])\w*"
+NAMES = (  # give-aways wherever they stand, as in from_numpy or PyTorch's
+    r"dataset|hugging ?face|networkx|numpy|onnx|pandas|python|sympy|tensorboard|tensorflow|torch|transformer"
 )
-ALIASES = (  # struck out where they stand alone, or as a part of a dotted or underscored name
-    r"(?<![^\W_])(?:aten|datasets?|hf|hub|nn|np|nx|ort|pd|peps?(?:[ -]\d+)?|stdlib|standard library|tf)(?![^\W_])_*"
+ALIASES = r"aten|hf|hub|nn|np|nx|ort|pd|peps?|stdlib|tf"  # only as a whole part of a name: is_hf_model
+STRUCK_OUT = re.compile(
+    rf"\b(?:\w*?(?:{NAMES}|(?<![^\W_])(?:{ALIASES})(?![^\W_]))\w*|(?-i:H[fF][A-Z])\w*|standard library)"
+    r"(?:'s\b)?(?:(?:\.|::)(?=\w))?",
+    re.I,
 )
-STRUCK_OUT = re.compile(rf"(?:{NAMES}|{ALIASES})(?:['’]s\b)?(?:\.(?=\w))?", re.I)
 
-TIDYING = [
+TIDYING = [  # what struck out words leave around themselves
     (r"\s+", " "),
-    (r"[(\[\"']\s*[)\]\"']|(?<= )[\"'.,:;/&-]+(?= )", " "),  # what a struck name leaves around itself
-    (r"\s+", " "),
-    (r"\s+(?=[.,;:!?)\]])", ""),
+    (r"[(\[\"']\s*[)\]\"']", " "),
+    (r"\s+(?=[.,;:!?)\]]+(?:\s|$))", ""),
+    (r"[,;:]+(?=[.,;:])", ""),
+    (r"(?<= )[\"'/]+(?= )", ""),
     (r"(?<=[(\[])\s+", ""),
     (r"^[\s.,;:!?)\]/-]+", ""),
 ]
@@ -237,7 +246,7 @@ def clean(docstring: str) -> str:
 
     Empty if there is none, or fewer than MIN_WORDS words of it. Of a long one, the first sentences are kept.
     """
-    if BOILERPLATE.search(docstring):
+    if len(docstring.split()) < MIN_WORDS or BOILERPLATE.search(docstring):
         return ""
     text = FENCED_CODE.sub("", docstring)
     section = SECTION.search(text)

@@ -1,0 +1,56 @@
+"""`compression.json`: what was done to a model, enough to do it again."""
+
+import hashlib
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+RECORD_NAME = "compression.json"
+PACKAGES = (
+    "prunelle",
+    "torch",
+    "transformers",
+    "datasets",
+    "accelerate",
+    "onnx",
+    "onnxruntime",
+    "tokenizers",
+)
+
+
+def write_record(folder: Path, **entries: Any) -> None:
+    """Write `folder/compression.json`: the entries, and the versions of what computed them.
+
+    Args:
+        folder: The output folder; it is made where it does not exist.
+        entries: What JSON can hold; other values are written as their text.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {**entries, "versions": versions()}
+    text = json.dumps(record, indent=2, ensure_ascii=False, default=str)
+    (folder / RECORD_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """The record of a folder, or None where there is none."""
+    file = folder / RECORD_NAME
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short hash of values that JSON can hold, the same on every machine."""
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

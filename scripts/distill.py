@@ -1,0 +1,92 @@
+"""Distil a teacher into a student, export it, and show that it still predicts the same.
+
+    accelerate launch scripts/distill.py --config recipes/quickstart.yaml [--any_flag value]
+    prunelle distill --teacher_name_or_path runs/teacher --student_layers 0,2,5 \
+        --train_file reviews.csv --output_dir runs/student
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from prunelle.cli import as_recipe, parse, run
+from prunelle.compression.record import write_record
+from prunelle.errors import InputError
+from prunelle.export import export_and_report
+from prunelle.launch import start
+from prunelle.tasks import TASKS, DataArguments
+from prunelle.trainers import DistillationArguments, DistillationTrainer
+from prunelle.trainers.distillation import check_pair
+from prunelle.trainers.finetuning import (
+    finetune,
+    reusable_teacher,
+    save_model,
+    teacher_arguments,
+    teacher_identity,
+    trainer_data,
+)
+from prunelle.trainers.models import (
+    TeacherStudentArguments,
+    build_student,
+    check_length,
+    load_or_start,
+    tokenizer_for,
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    data, models, arguments = parse(
+        argv, DataArguments, TeacherStudentArguments, DistillationArguments, description=__doc__
+    )
+    start(arguments)
+    task = TASKS[data.task](data, arguments.seed)
+    source = models.teacher_name_or_path or models.teacher_config
+    teacher = load_or_start(models.teacher_name_or_path, models.teacher_config, models.tokenizer_name_or_path, task)
+    teacher_folder = models.teacher_name_or_path
+    if not teacher.is_trained:
+        if not models.finetune_teacher:
+            raise InputError(f"{source} has no head trained for {data.task}: add --finetune_teacher")
+        finetuning = teacher_arguments(models, arguments)
+        identity = teacher_identity(source, teacher, task, finetuning)
+        teacher_folder = finetuning.output_dir
+        teacher = reusable_teacher(Path(teacher_folder), identity, task) or teacher
+
+    # What does not fit is refused here, before the teacher is trained; then the student takes trained layers.
+    student = build_student(models, teacher.model, task, teacher.tokenizer)
+    check_pair(student, teacher.model, arguments)
+    check_length(data.max_seq_length, teacher.model, student)
+    with arguments.main_process_first():
+        encoded = task.encode(teacher.tokenizer)
+    if not teacher.is_trained:
+        teacher = finetune(teacher, task, encoded, finetuning, identity=identity)
+        student = build_student(models, teacher.model, task, teacher.tokenizer)
+
+    tokenizer = tokenizer_for(student, teacher.tokenizer)
+    trainer = DistillationTrainer(student, teacher.model, arguments, **trainer_data(task, tokenizer, encoded))
+    trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
+    trainer.evaluate()
+    save_model(trainer, Path(arguments.output_dir))
+    if not trainer.is_world_process_zero():
+        return
+
+    report = export_and_report(
+        trainer.accelerator.unwrap_model(trainer.model),
+        tokenizer,
+        arguments.output_dir,
+        batches=trainer.get_test_dataloader(encoded.get("test", encoded["validation"])),
+        compute_metrics=task.compute_metrics,
+        teacher=teacher.model,
+        teacher_folder=teacher_folder,
+    )
+    write_record(
+        Path(arguments.output_dir),
+        methods=["distill"],
+        recipe=as_recipe(data, models, arguments),
+        data=task.fingerprint(),
+        training=trainer.state.log_history,
+    )
+    print(report.to_text())
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,70 @@
+"""The flags that say what is learned, and from which data."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from prunelle.errors import InputError
+
+BUILTIN_PREFIX = "builtin:"
+
+
+@dataclass
+class DataArguments:
+    """What is learned, and from which data."""
+
+    task: Literal["text-classification", "masked-lm"] = field(
+        default="text-classification", metadata={"help": "What the model learns to predict."}
+    )
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "A hub data set or folder, or builtin:docstrings, which needs no network."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "The hub data set's configuration."})
+    streaming: bool = field(
+        default=False, metadata={"help": "Read the hub data set as it trains (masked-lm, with --max_steps)."}
+    )
+    train_file: str | None = field(
+        default=None, metadata={"help": "CSV, TSV, JSON lines, Parquet, or (masked-lm) plain text."}
+    )
+    validation_file: str | None = field(default=None, metadata={"help": "Like --train_file."})
+    test_file: str | None = field(
+        default=None, metadata={"help": "Like --train_file; the closing table is measured on it where it is given."}
+    )
+    text_column_name: str | None = field(
+        default=None, metadata={"help": "By default found: text, sentence, …, or the only column of strings."}
+    )
+    label_column_name: str | None = field(default=None, metadata={"help": "By default found: label, labels, class, …"})
+    validation_split_percentage: int = field(
+        default=5, metadata={"help": "Share of the training data held out where there is no validation data."}
+    )
+    max_seq_length: int = field(default=128, metadata={"help": "Tokens; longer texts are cut, or packed (masked-lm)."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Keep the first examples only."})
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Keep the first examples of validation and test only."}
+    )
+    mlm_probability: float = field(default=0.15, metadata={"help": "Share of tokens to predict (masked-lm)."})
+    mask_frequency_exponent: float = field(
+        default=0.7,
+        metadata={"help": "A token is masked in proportion to its frequency to the power of minus this; 0: evenly."},
+    )
+
+    def __post_init__(self) -> None:
+        if self.dataset_name is None and self.train_file is None:
+            raise InputError("no data: give --train_file FILE, or --dataset_name NAME (builtin:docstrings needs no file)")
+        if self.dataset_name is not None and (self.train_file or self.validation_file or self.test_file):
+            raise InputError(f"--dataset_name {self.dataset_name} and data files exclude each other: give one of them")
+        if self.max_seq_length < 3:
+            raise InputError(f"--max_seq_length {self.max_seq_length} leaves no room for text; give at least 3")
+        if not 0 < self.validation_split_percentage < 100:
+            raise InputError(
+                f"--validation_split_percentage {self.validation_split_percentage} must lie between 1 and 99"
+            )
+        if not 0 < self.mlm_probability < 1:
+            raise InputError(f"--mlm_probability {self.mlm_probability} must lie between 0 and 1")
+        if self.mask_frequency_exponent < 0:
+            raise InputError(f"--mask_frequency_exponent {self.mask_frequency_exponent} must not be negative")
+        for name in ("max_train_samples", "max_eval_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name} {value} leaves no data; give at least 1")
+        if self.streaming and (self.task != "masked-lm" or self.dataset_name is None):
+            raise InputError("--streaming is for --task masked-lm with a hub data set")

@@ -1,0 +1,192 @@
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from transformers import (
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+from prunelle.export import ExportError, export_onnx
+
+
+def run(file, inputs):
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    names = [tensor.name for tensor in session.get_inputs()]
+    return torch.from_numpy(session.run(["logits"], {name: inputs[name].numpy() for name in names})[0])
+
+
+def batch(rows, length, padded, side="right", pad=0, vocabulary=100):
+    """`padded` positions of every row but the first are padding."""
+    generator = torch.Generator().manual_seed(rows * length)
+    mask = torch.ones(rows, length, dtype=torch.int64)
+    if padded:
+        mask[1:, slice(-padded, None) if side == "right" else slice(padded)] = 0
+    words = torch.randint(3, vocabulary, (rows, length), generator=generator).where(
+        mask == 1, torch.tensor(pad)
+    )
+    types = (torch.arange(length) % 2).expand(rows, length).contiguous()
+    return {"input_ids": words, "attention_mask": mask, "token_type_ids": types}
+
+
+SHAPES = [(1, 1, 0, "right"), (1, 48, 0, "right"), (4, 9, 5, "right"), (3, 20, 7, "left"), (7, 2, 1, "left")]
+
+
+@pytest.mark.parametrize("kind", ["classifier", "language_model"])
+@pytest.mark.parametrize(("rows", "length", "padded", "side"), SHAPES)
+def test_logits_equal_at_any_shape(kind, rows, length, padded, side, request):
+    """A dimension or a mask frozen at tracing gives right answers for the example's shape alone."""
+    exported = request.getfixturevalue(kind)
+    inputs = batch(rows, length, padded, side)
+    with torch.inference_mode():
+        expected = exported.model(**inputs).logits
+    torch.testing.assert_close(run(exported.file, inputs), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_padding_is_masked(classifier):
+    """An export that drops the mask still agrees with PyTorch wherever nothing is padded."""
+    padded = batch(2, 12, 4)
+    alone = {name: tensor[1:, :8] for name, tensor in padded.items()}
+    torch.testing.assert_close(
+        run(classifier.file, padded)[1:], run(classifier.file, alone), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_attention_is_one_node_and_dimensions_are_free(classifier):
+    """Attention in pieces is slower than PyTorch, and a fixed dimension shows only in production."""
+    graph = onnx.load(classifier.file).graph
+    operators = [node.op_type for node in graph.node]
+    assert operators.count("Attention") == 1
+    assert not {"Softmax", "IsNaN", "Where"} & set(operators)
+    dimensions = {
+        value.name: [
+            dimension.dim_param or dimension.dim_value for dimension in value.type.tensor_type.shape.dim
+        ]
+        for value in [*graph.input, *graph.output]
+    }
+    tokens = ["batch_size", "sequence_length"]
+    assert dimensions == {
+        "input_ids": tokens,
+        "attention_mask": tokens,
+        "token_type_ids": tokens,
+        "logits": ["batch_size", 3],
+    }
+
+
+def test_tied_embeddings_are_stored_once(language_model):
+    """The output layer of a language model, stored beside its embeddings, makes the file twice as large."""
+    sizes = [tuple(tensor.dims) for tensor in onnx.load(language_model.file).graph.initializer]
+    assert sizes.count((300, 32)) + sizes.count((32, 300)) == 1
+
+
+def test_the_model_comes_back_as_it_was(make_bert, tmp_path):
+    """Training that goes on after an export must not go on without dropout or in another precision."""
+    model = make_bert().to(torch.bfloat16).train()
+    model.set_attn_implementation("eager")
+    model.bert.encoder.layer[0].attention.eval()
+    weight = model.classifier.weight
+    expected = weight.detach().clone()
+
+    file = export_onnx(model, tmp_path / "model.onnx", input_names=["input_ids", "attention_mask"])
+
+    assert model.classifier.weight is weight
+    assert torch.equal(weight, expected)
+    assert model.training
+    assert not model.bert.encoder.layer[0].attention.training
+    assert model.config._attn_implementation == "eager"
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    assert [tensor.name for tensor in session.get_inputs()] == ["input_ids", "attention_mask"]
+    assert "Attention" in {node.op_type for node in onnx.load(file).graph.node}
+
+
+class ChangedByTracing(BertForSequenceClassification):
+    def forward(self, input_ids, attention_mask=None):
+        output = super().forward(input_ids, attention_mask)
+        if torch.compiler.is_exporting():
+            output.logits = output.logits + 0.01
+        return output
+
+
+def test_a_file_that_computes_something_else_is_not_published(make_bert, tmp_path):
+    """A wrong file that stays behind is what gets deployed, whatever the message said."""
+    file = tmp_path / "model.onnx"
+    file.write_bytes(b"the one before")
+    with pytest.raises(ExportError, match=r"differ from PyTorch's by 1\.0e-02"):
+        export_onnx(make_bert(ChangedByTracing), file)
+    assert file.read_bytes() == b"the one before"
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+class Untraceable(BertForSequenceClassification):
+    def forward(self, input_ids, attention_mask=None):
+        raise RuntimeError("no\ntrace")
+
+
+def test_a_model_that_cannot_be_traced_is_named_in_one_line(make_bert, tmp_path):
+    """The exporter's own message is pages long, and the reason is buried in it."""
+    with pytest.raises(ExportError) as caught:
+        export_onnx(make_bert(Untraceable), tmp_path / "onnx" / "model.onnx")
+    assert str(caught.value) == "Untraceable cannot be exported to ONNX: no"
+    assert not list(tmp_path.rglob("*.onnx"))
+
+
+SMALL = {
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 50,
+    "initializer_range": 0.2,
+}
+FAMILIES = {
+    "distilbert": lambda: DistilBertForMaskedLM(
+        DistilBertConfig(vocab_size=100, dim=32, n_layers=1, n_heads=4, hidden_dim=64, initializer_range=0.2)
+    ),
+    "roberta": lambda: RobertaForSequenceClassification(
+        RobertaConfig(**SMALL, pad_token_id=1, type_vocab_size=1)
+    ),
+    "modernbert": lambda: ModernBertForSequenceClassification(
+        ModernBertConfig(
+            **SMALL,
+            local_attention=8,
+            global_attn_every_n_layers=2,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            cls_token_id=1,
+            sep_token_id=2,
+        )
+    ),
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=100, n_embd=32, n_layer=1, n_head=4, n_positions=48, bos_token_id=1, eos_token_id=2
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_families(family, tmp_path: Path):
+    """Positions that skip padding, rotary positions and causal masks each break in a way of their own."""
+    torch.manual_seed(0)
+    model = FAMILIES[family]().eval()
+    file = export_onnx(model, tmp_path / "model.onnx")
+    for rows, length, padded, side in SHAPES:
+        inputs = batch(rows, length, padded, side, pad=model.config.pad_token_id or 0)
+        del inputs["token_type_ids"]
+        with torch.inference_mode():
+            expected = model(**inputs).logits
+        logits = run(file, inputs)
+        if expected.ndim == 3:
+            expected, logits = expected[inputs["attention_mask"] == 1], logits[inputs["attention_mask"] == 1]
+        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)

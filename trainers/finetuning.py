@@ -1,0 +1,114 @@
+"""Fine-tuning on labels alone: a teacher, or any model, by `transformers.Trainer`."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase as Tokenizer
+from transformers import Trainer
+
+from prunelle.compression.record import fingerprint, read_record, write_record
+from prunelle.errors import InputError
+from prunelle.tasks import Task
+from prunelle.trainers.arguments import FinetuningArguments
+from prunelle.trainers.models import LoadedModel, TeacherStudentArguments, load_model
+
+logger = logging.getLogger(__name__)
+
+IGNORED = -100
+
+
+def trainer_data(task: Task, tokenizer: Tokenizer, encoded: dict[str, Any]) -> dict[str, Any]:
+    """What a `Trainer` wants of a task: data, collator, tokenizer and metrics, as keyword arguments."""
+
+    def predicted_classes(logits: Any, labels: Any) -> torch.Tensor:
+        # The Trainer keeps what this returns of every batch: classes, not logits over a vocabulary.
+        return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
+
+    def compute_metrics(evaluation: Any) -> dict[str, float]:
+        asked = evaluation.label_ids != IGNORED
+        return task.compute_metrics(evaluation.predictions[asked], evaluation.label_ids[asked])
+
+    return {
+        "train_dataset": encoded["train"],
+        "eval_dataset": encoded["validation"],
+        "data_collator": task.collator(tokenizer, encoded),
+        "processing_class": tokenizer,
+        "preprocess_logits_for_metrics": predicted_classes,
+        "compute_metrics": compute_metrics,
+    }
+
+
+def save_model(trainer: Trainer, folder: Path) -> None:
+    """Write the trained model and its tokenizer, once, without the Trainer's pickled arguments."""
+    trainer.save_model(str(folder))
+    if trainer.is_world_process_zero():
+        (folder / "training_args.bin").unlink(missing_ok=True)
+    trainer.accelerator.wait_for_everyone()
+
+
+def reusable_teacher(folder: Path, identity: str, task: Task) -> LoadedModel | None:
+    """The teacher fine-tuned by an earlier run, or None where there is none yet.
+
+    Raises:
+        InputError: The folder holds something else; nothing is overwritten.
+    """
+    record = read_record(folder)
+    if record is None and not (folder / "config.json").exists():
+        return None
+    if record is None or record.get("identity") != identity:
+        raise InputError(
+            f"{folder} holds another model, or a teacher trained on other data or with other settings: "
+            "give another --teacher_output_dir, or remove it"
+        )
+    logger.info("the teacher in %s is used again", folder)
+    return load_model(str(folder), task)
+
+
+def teacher_arguments(models: TeacherStudentArguments, arguments: FinetuningArguments) -> FinetuningArguments:
+    """The student's training arguments with the teacher's folder, epochs and learning rate."""
+    inherited = {
+        f.name: getattr(arguments, f.name) for f in dataclasses.fields(FinetuningArguments) if f.init
+    }
+    beside_the_student = f"{str(arguments.output_dir).rstrip('/')}-teacher"
+    inherited |= {"output_dir": models.teacher_output_dir or beside_the_student, "resume_from_checkpoint": None}
+    if models.teacher_learning_rate is not None:
+        inherited["learning_rate"] = models.teacher_learning_rate
+    if models.teacher_num_train_epochs is not None:
+        inherited |= {"num_train_epochs": models.teacher_num_train_epochs, "max_steps": -1}
+    return FinetuningArguments(**inherited)
+
+
+def teacher_identity(source: str, loaded: LoadedModel, task: Task, arguments: FinetuningArguments) -> str:
+    """A fingerprint of everything that a fine-tuned teacher depends on."""
+    settings = (
+        "num_train_epochs max_steps learning_rate per_device_train_batch_size gradient_accumulation_steps seed "
+        "weight_decay warmup_steps lr_scheduler_type optim"
+    ).split()
+    return fingerprint(
+        source,
+        sorted(loaded.tokenizer.get_vocab().items()),
+        task.fingerprint(),
+        {name: getattr(arguments, name) for name in settings},
+    )
+
+
+def finetune(
+    loaded: LoadedModel, task: Task, encoded: dict[str, Any], arguments: FinetuningArguments, **record: Any
+) -> LoadedModel:
+    """Train a model on its task's labels and write it to the output folder.
+
+    Args:
+        record: What `compression.json` is to say beside the metrics on the validation data.
+    """
+    folder = Path(str(arguments.output_dir))
+    trainer = Trainer(model=loaded.model, args=arguments, **trainer_data(task, loaded.tokenizer, encoded))
+    trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
+    metrics = trainer.evaluate()
+    save_model(trainer, folder)
+    if trainer.is_world_process_zero():
+        write_record(folder, methods=["finetune"], metrics=metrics, data=task.fingerprint(), **record)
+    trainer.accelerator.wait_for_everyone()
+    return LoadedModel(trainer.accelerator.unwrap_model(trainer.model), loaded.tokenizer, is_trained=True)

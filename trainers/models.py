@@ -1,0 +1,251 @@
+"""Where models come from: a checkpoint, a configuration, or a teacher's layers."""
+
+import copy
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from prunelle.compression import distilbert_from_bert, student_from_layers
+from prunelle.errors import InputError
+from prunelle.tasks import Task
+from prunelle.tasks.tokenizer import train_tokenizer
+
+
+@dataclass
+class ModelArguments:
+    """The model to fine-tune."""
+
+    model_name_or_path: str | None = field(default=None, metadata={"help": "A checkpoint folder or hub model."})
+    model_config: str | None = field(
+        default=None, metadata={"help": "Train from scratch: config.json's folder or file, or the JSON itself."}
+    )
+    tokenizer_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "By default the model's; with --model_config one is trained on the training texts."},
+    )
+
+    def __post_init__(self) -> None:
+        if (self.model_name_or_path is None) == (self.model_config is None):
+            raise InputError("give a model: --model_name_or_path, or --model_config for one from scratch")
+
+
+@dataclass
+class TeacherStudentArguments:
+    """The teacher, and how the student is made."""
+
+    teacher_name_or_path: str | None = field(default=None, metadata={"help": "A checkpoint folder or hub model."})
+    teacher_config: str | None = field(
+        default=None,
+        metadata={"help": "Train the teacher from scratch: config.json's folder or file, or the JSON itself."},
+    )
+    tokenizer_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "By default the teacher's; with --teacher_config one is trained on the training texts."},
+    )
+    finetune_teacher: bool = field(
+        default=False, metadata={"help": "Fine-tune a teacher without a trained head first; done once and reused."}
+    )
+    teacher_output_dir: str | None = field(
+        default=None, metadata={"help": "Where the fine-tuned teacher is kept. By default OUTPUT_DIR-teacher."}
+    )
+    teacher_num_train_epochs: float | None = field(default=None, metadata={"help": "By default the student's."})
+    teacher_learning_rate: float | None = field(default=None, metadata={"help": "By default the student's."})
+    student_layers: str | None = field(
+        default=None, metadata={"help": "The teacher's layers that the student takes, such as 0,2,4."}
+    )
+    student_architecture: Literal["distilbert"] | None = field(
+        default=None, metadata={"help": "Build a DistilBERT out of a BERT teacher, from --student_layers or every second."}
+    )
+    student_name_or_path: str | None = field(default=None, metadata={"help": "An existing student."})
+    student_config: str | None = field(
+        default=None, metadata={"help": "A student from scratch: config.json's folder or file, or the JSON itself."}
+    )
+
+    def __post_init__(self) -> None:
+        if (self.teacher_name_or_path is None) == (self.teacher_config is None):
+            raise InputError("give a teacher: --teacher_name_or_path, or --teacher_config for one from scratch")
+        if self.teacher_config is not None and not self.finetune_teacher:
+            raise InputError("a teacher from --teacher_config knows nothing yet: add --finetune_teacher")
+        ways = {
+            "--student_layers or --student_architecture": self.student_layers or self.student_architecture,
+            "--student_name_or_path": self.student_name_or_path,
+            "--student_config": self.student_config,
+        }
+        if sum(way is not None for way in ways.values()) != 1:
+            raise InputError(f"give the student in one way: {', '.join(ways)}")
+        self.layers()
+
+    def layers(self) -> list[int] | None:
+        """`--student_layers` as numbers."""
+        if self.student_layers is None:
+            return None
+        try:
+            return [int(number) for number in self.student_layers.split(",")]
+        except ValueError:
+            raise InputError(f"--student_layers {self.student_layers} must be numbers, such as 0,2,4") from None
+
+
+@dataclass
+class LoadedModel:
+    """A model, its tokenizer, and whether its head has been trained for the task."""
+
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+    is_trained: bool
+
+
+def load_or_start(
+    name_or_path: str | None, config: str | None, tokenizer_name_or_path: str | None, task: Task
+) -> LoadedModel:
+    """The checkpoint that is named, else a model from scratch of the configuration; see the two below."""
+    if name_or_path is not None:
+        return load_model(name_or_path, task, tokenizer_name_or_path)
+    assert config is not None
+    return fresh_model(config, task, tokenizer_name_or_path)
+
+
+def load_model(name_or_path: str, task: Task, tokenizer_name_or_path: str | None = None) -> LoadedModel:
+    """Load a checkpoint for a task. A head that the checkpoint lacks is made new, for the task's labels.
+
+    Raises:
+        InputError: There is no such checkpoint, or its trained head knows other labels.
+    """
+    config = _from_pretrained(AutoConfig.from_pretrained, name_or_path)
+    tokenizer = _from_pretrained(AutoTokenizer.from_pretrained, tokenizer_name_or_path or name_or_path)
+    model, loading = _from_pretrained(
+        task.auto_model_class.from_pretrained, name_or_path, config=config, output_loading_info=True
+    )
+    is_trained = all(key.startswith(f"{model.base_model_prefix}.") for key in loading["missing_keys"])
+    if is_trained:
+        task.adopt(model.config, name_or_path)
+    else:
+        task.configure(config)
+        model = task.auto_model_class.from_pretrained(name_or_path, config=config)
+    return LoadedModel(model, tokenizer, is_trained)
+
+
+def fresh_model(source: str, task: Task, tokenizer_name_or_path: str | None = None) -> LoadedModel:
+    """A model from scratch, and the tokenizer named or one trained on the task's texts.
+
+    Args:
+        source: A `config.json`, its folder, a hub model, or the configuration itself as JSON.
+
+    Raises:
+        InputError: The configuration cannot be read, or there is no such tokenizer.
+    """
+    config = _read_config(source)
+    if tokenizer_name_or_path is not None:
+        tokenizer = _from_pretrained(AutoTokenizer.from_pretrained, tokenizer_name_or_path)
+    else:
+        tokenizer = train_tokenizer(task.texts(), config.vocab_size)
+        tokenizer.model_max_length = config.max_position_embeddings
+    _fit_to_tokenizer(config, tokenizer)
+    task.configure(config)
+    return LoadedModel(task.auto_model_class.from_config(config), tokenizer, is_trained=False)
+
+
+def build_student(
+    arguments: TeacherStudentArguments, teacher: PreTrainedModel, task: Task, tokenizer: Tokenizer
+) -> PreTrainedModel:
+    """The student, in the way that the arguments ask for.
+
+    Raises:
+        InputError: Layers that the teacher has not, or a student that reads other token ids than the teacher.
+    """
+    if arguments.student_architecture == "distilbert":
+        return distilbert_from_bert(teacher, arguments.layers())
+    if (layers := arguments.layers()) is not None:
+        return student_from_layers(teacher, layers)
+    if arguments.student_name_or_path is not None:
+        student = load_model(arguments.student_name_or_path, task)
+        if student.tokenizer.get_vocab() != tokenizer.get_vocab():
+            raise InputError(
+                f"the vocabularies differ: {arguments.student_name_or_path} has {len(student.tokenizer)} tokens and "
+                f"the teacher {len(tokenizer)}, or they stand for other words; both must read the same token ids"
+            )
+        return student.model
+    assert arguments.student_config is not None
+    config = _read_config(arguments.student_config)
+    if "vocab_size" not in _explicit(arguments.student_config):
+        config.vocab_size = teacher.config.vocab_size
+    _fit_to_tokenizer(config, tokenizer)
+    task.configure(config)
+    return task.auto_model_class.from_config(config)
+
+
+def tokenizer_for(student: PreTrainedModel, tokenizer: Tokenizer) -> Tokenizer:
+    """The teacher's tokenizer, giving only what the student takes (a DistilBERT takes no token types)."""
+    tokenizer = copy.deepcopy(tokenizer)
+    accepted = inspect.signature(student.forward).parameters
+    tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in accepted]
+    return tokenizer
+
+
+def check_length(max_seq_length: int, *models: PreTrainedModel) -> None:
+    """See that the models have a position for every token.
+
+    Raises:
+        InputError: One of them has not.
+    """
+    for model in models:
+        positions = getattr(model.config, "max_position_embeddings", None)
+        if positions is not None and positions < max_seq_length:
+            raise InputError(
+                f"--max_seq_length {max_seq_length} is more than the {positions} positions of {type(model).__name__}"
+            )
+
+
+def _from_pretrained(load: Callable[..., Any], name_or_path: str, **options: Any) -> Any:
+    try:
+        return load(name_or_path, **options)
+    except (OSError, ValueError) as error:
+        if Path(name_or_path).exists():
+            reason = " ".join(str(error).split())
+            raise InputError(f"{name_or_path} is not a checkpoint that can be loaded: {reason}") from error
+        raise InputError(f"no folder {name_or_path}, and no such model can be had from the hub") from error
+
+
+def _explicit(source: str) -> dict[str, Any]:
+    """What a configuration given as JSON or as a file says itself, without defaults."""
+    path = Path(source) / "config.json" if Path(source).is_dir() else Path(source)
+    if source.lstrip().startswith("{"):
+        text = source
+    elif path.is_file():
+        text = path.read_text(encoding="utf-8")
+    else:
+        return _from_pretrained(AutoConfig.from_pretrained, source).to_dict()
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"the configuration {source} is not JSON: {error}") from error
+
+
+def _read_config(source: str) -> PreTrainedConfig:
+    settings = _explicit(source)
+    model_type = settings.pop("model_type", None)
+    if model_type is None:
+        raise InputError(f"the configuration {source} says no model_type, such as bert")
+    try:
+        config = AutoConfig.for_model(model_type, **settings)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"the configuration {source} cannot be used: {' '.join(str(error).split())}") from error
+    unknown = [name for name in settings if not hasattr(type(config)(), name)]
+    if unknown:
+        raise InputError(f"the configuration {source} sets {', '.join(unknown)}, which {model_type} does not know")
+    return config
+
+
+def _fit_to_tokenizer(config: PreTrainedConfig, tokenizer: Tokenizer) -> None:
+    if config.vocab_size < len(tokenizer):
+        raise InputError(
+            f"the vocabularies differ: the configuration has {config.vocab_size} tokens, the tokenizer {len(tokenizer)}"
+        )
+    for name in ("pad", "bos", "eos", "cls", "sep"):
+        if hasattr(config, f"{name}_token_id") and getattr(tokenizer, f"{name}_token_id") is not None:
+            setattr(config, f"{name}_token_id", getattr(tokenizer, f"{name}_token_id"))
