@@ -42,9 +42,7 @@ def test_every_installation_has_every_library():
         if name not in required:
             required.add(name)
             requirements = [Requirement(line) for line in metadata.distribution(name).requires or []]
-            open_names += [
-                r.name for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})
-            ]
+            open_names += [r.name for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
     named = {library.replace("_", "-") for library in docstrings.LIBRARIES} - {docstrings.STANDARD_LIBRARY}
     assert named <= required
 
@@ -128,9 +126,7 @@ def test_another_process_collects_the_same():
         "print(hashlib.sha256(repr(docstrings._collect('tensorboard', set())).encode()).hexdigest())"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
-    other = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    other = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     here = hashlib.sha256(repr(docstrings._collect("tensorboard", set())).encode()).hexdigest()
     assert other.stdout.strip() == here
 
@@ -223,9 +219,7 @@ def test_new_version_of_a_library_is_read_anew(small_set, monkeypatch):
 
 def test_the_first_of_two_writers_wins(tmp_path):
     """Prevents that two processes that start together break each other's cache."""
-    one, two = (
-        datasets.DatasetDict(train=datasets.Dataset.from_dict({"text": [text]})) for text in ("one", "two")
-    )
+    one, two = (datasets.DatasetDict(train=datasets.Dataset.from_dict({"text": [text]})) for text in ("one", "two"))
     docstrings._save_atomically(one, tmp_path / "set")
     docstrings._save_atomically(two, tmp_path / "set")
     assert datasets.load_from_disk(str(tmp_path / "set"))["train"]["text"][:] == ["one"]
