@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import onnx
 from onnx import ModelProto, numpy_helper
 from onnxruntime.quantization import QuantType
@@ -38,6 +39,7 @@ def quantize_dynamic(fp32_file: str | Path, output_file: str | Path) -> Path:
             per_channel=True,
             weight_type=QuantType.QInt8,
         )
+        onnx.save(_with_unsigned_weights(onnx.load(unfinished)), unfinished)
         onnx.checker.check_model(unfinished, full_check=True)
     return output_file
 
@@ -52,6 +54,25 @@ def _untie_weights(proto: ModelProto) -> None:
             matrix = numpy_helper.to_array(weights[node.input[0]]).transpose(permutation)
             graph.initializer.append(numpy_helper.from_array(matrix.copy(), node.output[0]))
             graph.node.remove(node)
+
+
+def _with_unsigned_weights(proto: ModelProto) -> ModelProto:
+    """Moves the stored integers of products, and their zero points, from -128…127 to 0…255.
+
+    Both move by 128, so that the product is the same number. But where a processor has no int8
+    instructions, onnxruntime multiplies unsigned inputs with signed weights in pairs that it adds up in
+    16 bits, which overflow, and computes something else; unsigned with unsigned it computes exactly.
+    """
+    weights = {tensor.name: tensor for tensor in proto.graph.initializer}
+    operands = {
+        name for node in proto.graph.node if node.op_type == "MatMulInteger" for name in (node.input[1], node.input[3])
+    }
+    for name in operands:
+        signed = numpy_helper.to_array(weights[name])
+        if signed.dtype == np.int8:
+            unsigned = (signed.astype(np.int16) + 128).astype(np.uint8)
+            weights[name].CopyFrom(numpy_helper.from_array(unsigned, name))
+    return proto
 
 
 @contextmanager

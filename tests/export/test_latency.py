@@ -1,4 +1,5 @@
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -24,9 +25,7 @@ class Sleeper(Runner):
 def measure(shapes, seconds=0.3, maximum_length=64):
     calls = []
     runners = [Sleeper("slow", 0.008, calls), Sleeper("fast", 0.002, calls)]
-    results = measure_latency(
-        runners, shapes=shapes, vocabulary=50, maximum_length=maximum_length, seconds=seconds
-    )
+    results = measure_latency(runners, shapes=shapes, vocabulary=50, maximum_length=maximum_length, seconds=seconds)
     return results, calls
 
 
@@ -36,7 +35,7 @@ def test_models_take_turns_and_time_is_in_milliseconds():
     assert 8 <= slow["2x8"].p50 <= slow["2x8"].p95
     assert 2 <= fast["2x8"].p50 < 8
     names = [name for name, _, _ in calls]
-    assert sum(before != after for before, after in zip(names, names[1:], strict=False)) >= 9
+    assert sum(before != after for before, after in pairwise(names)) >= 9
     assert {shape for _, shape, _ in calls} == {(2, 8)}
     assert max(word for _, _, word in calls) < 50
 

@@ -31,9 +31,7 @@ def batch(rows, length, padded, side="right", pad=0, vocabulary=100):
     mask = torch.ones(rows, length, dtype=torch.int64)
     if padded:
         mask[1:, slice(-padded, None) if side == "right" else slice(padded)] = 0
-    words = torch.randint(3, vocabulary, (rows, length), generator=generator).where(
-        mask == 1, torch.tensor(pad)
-    )
+    words = torch.randint(3, vocabulary, (rows, length), generator=generator).where(mask == 1, torch.tensor(pad))
     types = (torch.arange(length) % 2).expand(rows, length).contiguous()
     return {"input_ids": words, "attention_mask": mask, "token_type_ids": types}
 
@@ -56,9 +54,7 @@ def test_padding_is_masked(classifier):
     """An export that drops the mask still agrees with PyTorch wherever nothing is padded."""
     padded = batch(2, 12, 4)
     alone = {name: tensor[1:, :8] for name, tensor in padded.items()}
-    torch.testing.assert_close(
-        run(classifier.file, padded)[1:], run(classifier.file, alone), atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(run(classifier.file, padded)[1:], run(classifier.file, alone), atol=1e-5, rtol=1e-5)
 
 
 def test_attention_is_one_node_and_dimensions_are_free(classifier):
@@ -68,9 +64,7 @@ def test_attention_is_one_node_and_dimensions_are_free(classifier):
     assert operators.count("Attention") == 1
     assert not {"Softmax", "IsNaN", "Where"} & set(operators)
     dimensions = {
-        value.name: [
-            dimension.dim_param or dimension.dim_value for dimension in value.type.tensor_type.shape.dim
-        ]
+        value.name: [dimension.dim_param or dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
         for value in [*graph.input, *graph.output]
     }
     tokens = ["batch_size", "sequence_length"]
@@ -152,9 +146,7 @@ FAMILIES = {
     "distilbert": lambda: DistilBertForMaskedLM(
         DistilBertConfig(vocab_size=100, dim=32, n_layers=1, n_heads=4, hidden_dim=64, initializer_range=0.2)
     ),
-    "roberta": lambda: RobertaForSequenceClassification(
-        RobertaConfig(**SMALL, pad_token_id=1, type_vocab_size=1)
-    ),
+    "roberta": lambda: RobertaForSequenceClassification(RobertaConfig(**SMALL, pad_token_id=1, type_vocab_size=1)),
     "modernbert": lambda: ModernBertForSequenceClassification(
         ModernBertConfig(
             **SMALL,
@@ -168,9 +160,7 @@ FAMILIES = {
         )
     ),
     "gpt2": lambda: GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=100, n_embd=32, n_layer=1, n_head=4, n_positions=48, bos_token_id=1, eos_token_id=2
-        )
+        GPT2Config(vocab_size=100, n_embd=32, n_layer=1, n_head=4, n_positions=48, bos_token_id=1, eos_token_id=2)
     ),
 }
 
