@@ -43,9 +43,7 @@ def find_layers(model: PreTrainedModel) -> LayerList:
     base = names[model.base_model]
     prefix = f"{base}." if base else ""
     lists = {
-        name: module
-        for module, name in names.items()
-        if isinstance(module, nn.ModuleList) and name.startswith(prefix)
+        name: module for module, name in names.items() if isinstance(module, nn.ModuleList) and name.startswith(prefix)
     }
     stacks = {
         name: blocks

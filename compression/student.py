@@ -148,9 +148,7 @@ def distilbert_from_bert(teacher: PreTrainedModel, layers: Sequence[int] | None 
 
     weights = {_distilbert_name(name): tensor for name, tensor in shallow.state_dict().items()}
     # What DistilBERT has no place for is left out; that nothing of its own is missing is checked on loading.
-    return _filled(
-        student, {name: weights[name] for name in student.state_dict() if name in weights}, teacher
-    )
+    return _filled(student, {name: weights[name] for name in student.state_dict() if name in weights}, teacher)
 
 
 def _check_choice(layers: Sequence[int], depth: int) -> None:
@@ -201,9 +199,7 @@ def _settings(layer: nn.Module) -> Iterator[tuple[str, object]]:
                 yield f"{prefix}{name}", value
 
 
-def _filled(
-    student: PreTrainedModel, weights: dict[str, torch.Tensor], teacher: PreTrainedModel
-) -> PreTrainedModel:
+def _filled(student: PreTrainedModel, weights: dict[str, torch.Tensor], teacher: PreTrainedModel) -> PreTrainedModel:
     student.to(teacher.device)
     student.load_state_dict(weights)
     if student.can_generate() and teacher.can_generate():

@@ -59,7 +59,7 @@ def _take_turns(runners: Sequence[Runner], batch: Batch, seconds: float) -> list
     calls = []
     for runner in runners:  # the first call allocates, the second tells how many fit into a turn
         _milliseconds(runner, batch)
-        calls.append(int(np.clip(50 / _milliseconds(runner, batch), 2, 10)))
+        calls.append(int(np.clip(50 / _milliseconds(runner, batch), 1, 10)))
     end = time.perf_counter() + seconds
     rounds = 0
     while rounds < 5 or (time.perf_counter() < end and rounds < 100):

@@ -41,9 +41,7 @@ class SoftTargetLoss(nn.Module):
             raise ValueError(f"temperature must be above 0 and finite, not {temperature}")
         self.temperature = temperature
 
-    def forward(
-        self, student_logits: Tensor, teacher_logits: Tensor, num_items: Tensor | int | None = None
-    ) -> Tensor:
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor, num_items: Tensor | int | None = None) -> Tensor:
         if student_logits.shape != teacher_logits.shape or student_logits.dim() != 2:
             raise ValueError(
                 f"student logits {tuple(student_logits.shape)} and teacher logits {tuple(teacher_logits.shape)} "

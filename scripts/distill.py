@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from prunelle.cli import as_recipe, parse, run
+from prunelle.cli import parse, run
 from prunelle.compression.record import write_record
 from prunelle.errors import InputError
 from prunelle.export import export_and_report
@@ -35,10 +35,10 @@ from prunelle.trainers.models import (
 
 
 def main(argv: Sequence[str]) -> None:
-    data, models, arguments = parse(
+    data, models, arguments, recipe = parse(
         argv, DataArguments, TeacherStudentArguments, DistillationArguments, description=__doc__
     )
-    start(arguments)
+    start(arguments, data)
     task = TASKS[data.task](data, arguments.seed)
     source = models.teacher_name_or_path or models.teacher_config
     teacher = load_or_start(models.teacher_name_or_path, models.teacher_config, models.tokenizer_name_or_path, task)
@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
     write_record(
         Path(arguments.output_dir),
         methods=["distill"],
-        recipe=as_recipe(data, models, arguments),
+        recipe=recipe,
         data=task.fingerprint(),
         training=trainer.state.log_history,
     )

@@ -1,13 +1,13 @@
 """Train a model, such as a teacher, on labels alone.
 
-    accelerate launch scripts/finetune.py --config recipes/minilm/teacher_sst2.yaml [--any_flag value]
-    prunelle finetune --model_name_or_path bert-base-uncased --train_file reviews.csv --output_dir runs/teacher
+accelerate launch scripts/finetune.py --config recipes/minilm/teacher_sst2.yaml [--any_flag value]
+prunelle finetune --model_name_or_path bert-base-uncased --train_file reviews.csv --output_dir runs/teacher
 """
 
 import sys
 from collections.abc import Sequence
 
-from prunelle.cli import as_recipe, parse, run
+from prunelle.cli import parse, run
 from prunelle.launch import start
 from prunelle.tasks import TASKS, DataArguments
 from prunelle.trainers import FinetuningArguments
@@ -16,14 +16,16 @@ from prunelle.trainers.models import ModelArguments, check_length, load_or_start
 
 
 def main(argv: Sequence[str]) -> None:
-    data, models, arguments = parse(argv, DataArguments, ModelArguments, FinetuningArguments, description=__doc__)
-    start(arguments)
+    data, models, arguments, recipe = parse(
+        argv, DataArguments, ModelArguments, FinetuningArguments, description=__doc__
+    )
+    start(arguments, data)
     task = TASKS[data.task](data, arguments.seed)
     model = load_or_start(models.model_name_or_path, models.model_config, models.tokenizer_name_or_path, task)
     check_length(data.max_seq_length, model.model)
     with arguments.main_process_first():
         encoded = task.encode(model.tokenizer)
-    finetune(model, task, encoded, arguments, recipe=as_recipe(data, models, arguments))
+    finetune(model, task, encoded, arguments, recipe=recipe)
 
 
 if __name__ == "__main__":

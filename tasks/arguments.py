@@ -49,7 +49,9 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         if self.dataset_name is None and self.train_file is None:
-            raise InputError("no data: give --train_file FILE, or --dataset_name NAME (builtin:docstrings needs no file)")
+            raise InputError(
+                "no data: give --train_file FILE or --dataset_name NAME (builtin:docstrings is always there)"
+            )
         if self.dataset_name is not None and (self.train_file or self.validation_file or self.test_file):
             raise InputError(f"--dataset_name {self.dataset_name} and data files exclude each other: give one of them")
         if self.max_seq_length < 3:

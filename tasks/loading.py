@@ -46,7 +46,8 @@ def load_splits(arguments: DataArguments, seed: int) -> dict[str, datasets.Datas
     elif arguments.dataset_name.startswith(BUILTIN_PREFIX):
         name = arguments.dataset_name.removeprefix(BUILTIN_PREFIX)
         if name not in BUILTIN:
-            raise InputError(f"no built-in data set {name!r}; there is {', '.join(BUILTIN_PREFIX + n for n in BUILTIN)}")
+            known = ", ".join(BUILTIN_PREFIX + builtin for builtin in BUILTIN)
+            raise InputError(f"no built-in data set {name!r}; there is {known}")
         splits = dict(BUILTIN[name]())
     else:
         splits = _from_hub(arguments)
@@ -78,6 +79,8 @@ def read_file(path: Path) -> datasets.Dataset:
     try:
         return datasets.load_dataset(builder, data_files=str(path), split="train", **options)
     except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
+        if "corresponds to no data" in str(error):  # a header alone
+            raise InputError(f"{path} is empty") from error
         cause = " ".join(str(error.__cause__ or error).split())
         raise InputError(f"{path} cannot be read as {builder}: {cause}") from error
 
@@ -105,7 +108,8 @@ def find_column(
     for name in usual_names:
         if name in by_lower_case:
             return by_lower_case[name]
-    raise InputError(f"no column named {' or '.join(usual_names)} in {place}: give --{flag} (it has: {', '.join(columns)})")
+    names = " or ".join(usual_names)
+    raise InputError(f"no column named {names} in {place}: give --{flag} (it has: {', '.join(columns)})")
 
 
 def where(arguments: DataArguments, split: str) -> str:
@@ -153,7 +157,7 @@ def _hold_out(splits: dict[str, Any], arguments: DataArguments, seed: int) -> di
         logger.info("no validation split: the first %d examples of the stream are held out", count)
     else:
         if len(train) < 2:
-            raise InputError(f"{where(arguments, 'train')} has {len(train)} example: too few to hold out validation data")
+            raise InputError(f"{where(arguments, 'train')} has one example: too few to hold out validation data")
         parts = train.train_test_split(test_size=arguments.validation_split_percentage / 100, seed=seed)
         held_out, rest = parts["test"], parts["train"]
         logger.info("no validation data: %d of %d training examples are held out", len(held_out), len(train))

@@ -71,8 +71,8 @@ class MaskedLanguageModelling:
         for split, packed in blocks.items():
             if isinstance(packed, datasets.Dataset) and len(packed) == 0:
                 raise InputError(
-                    f"{where(self.arguments, split)} does not fill one block of {self.arguments.max_seq_length} tokens: "
-                    "give more text or a smaller --max_seq_length"
+                    f"{where(self.arguments, split)} does not fill one block of {self.arguments.max_seq_length} "
+                    "tokens: give more text or a smaller --max_seq_length"
                 )
         masking = self.collator(tokenizer, blocks)
         masking.generator = torch.Generator().manual_seed(self.seed)
@@ -110,9 +110,7 @@ class MaskedLanguageModelling:
             return {"input_ids": [before + tokens[start : start + room] + after for start in starts]}
 
         description = {} if isinstance(rows, datasets.IterableDataset) else {"desc": "Packing"}
-        return rows.map(
-            pack, batched=True, batch_size=TEXTS_PACKED_TOGETHER, remove_columns=["text"], **description
-        )
+        return rows.map(pack, batched=True, batch_size=TEXTS_PACKED_TOGETHER, remove_columns=["text"], **description)
 
 
 def _special_tokens_around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:

@@ -84,9 +84,8 @@ class TextClassification:
         """
         classes = {str(name).lower(): int(index) for index, name in config.id2label.items()}
         model_is_unnamed = set(classes) == {f"label_{index}" for index in range(len(classes))}
-        by_name = [classes.get(name.lower()) for name in self.class_names]
-        if None not in by_name:
-            indices = by_name
+        if all(name.lower() in classes for name in self.class_names):
+            indices = [classes[name.lower()] for name in self.class_names]
         elif (self.data_is_unnamed or model_is_unnamed) and set(self.class_index) <= set(range(len(classes))):
             indices = list(self.class_index)
         else:
@@ -145,7 +144,7 @@ def _label_values(rows: datasets.Dataset, label: str, place: str) -> list[Any]:
     if any(isinstance(value, float) for value in values):
         raise InputError(f"{place}: column {label!r} holds fractions such as {values[0]}; classification wants classes")
     if len(values) < 2:
-        raise InputError(f"{place}: column {label!r} holds one label only ({values[0]!r}); there is nothing to tell apart")
+        raise InputError(f"{place}: column {label!r} holds one label only, {values[0]!r}: nothing to tell apart")
     return values
 
 

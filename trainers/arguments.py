@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 class FinetuningArguments(TrainingArguments):
     """`transformers.TrainingArguments`, with logs in TensorBoard unless told otherwise."""
 
-    report_to: None | str | list[str] = field(
+    # HfArgumentParser reads unions from the left and fails where None comes last.
+    report_to: None | str | list[str] = field(  # noqa: RUF036
         default="tensorboard", metadata={"help": "Where logs go beside the console: tensorboard, wandb, …, or none."}
     )

@@ -69,9 +69,7 @@ def reusable_teacher(folder: Path, identity: str, task: Task) -> LoadedModel | N
 
 def teacher_arguments(models: TeacherStudentArguments, arguments: FinetuningArguments) -> FinetuningArguments:
     """The student's training arguments with the teacher's folder, epochs and learning rate."""
-    inherited = {
-        f.name: getattr(arguments, f.name) for f in dataclasses.fields(FinetuningArguments) if f.init
-    }
+    inherited = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(FinetuningArguments) if f.init}
     beside_the_student = f"{str(arguments.output_dir).rstrip('/')}-teacher"
     inherited |= {"output_dir": models.teacher_output_dir or beside_the_student, "resume_from_checkpoint": None}
     if models.teacher_learning_rate is not None:
@@ -84,13 +82,20 @@ def teacher_arguments(models: TeacherStudentArguments, arguments: FinetuningArgu
 def teacher_identity(source: str, loaded: LoadedModel, task: Task, arguments: FinetuningArguments) -> str:
     """A fingerprint of everything that a fine-tuned teacher depends on."""
     settings = (
-        "num_train_epochs max_steps learning_rate per_device_train_batch_size gradient_accumulation_steps seed "
-        "weight_decay warmup_steps lr_scheduler_type optim"
-    ).split()
+        "num_train_epochs",
+        "max_steps",
+        "learning_rate",
+        "warmup_steps",
+        "lr_scheduler_type",
+        "weight_decay",
+        "optim",
+        "seed",
+    )
     return fingerprint(
         source,
         sorted(loaded.tokenizer.get_vocab().items()),
         task.fingerprint(),
+        arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size,
         {name: getattr(arguments, name) for name in settings},
     )
 

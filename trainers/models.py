@@ -60,7 +60,7 @@ class TeacherStudentArguments:
         default=None, metadata={"help": "The teacher's layers that the student takes, such as 0,2,4."}
     )
     student_architecture: Literal["distilbert"] | None = field(
-        default=None, metadata={"help": "Build a DistilBERT out of a BERT teacher, from --student_layers or every second."}
+        default=None, metadata={"help": "Build a DistilBERT out of a BERT: of --student_layers, or every second."}
     )
     student_name_or_path: str | None = field(default=None, metadata={"help": "An existing student."})
     student_config: str | None = field(

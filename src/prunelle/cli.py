@@ -5,7 +5,6 @@ the same `main(argv)` of a module in `scripts/`, called through `run`.
 """
 
 import argparse
-import dataclasses
 import difflib
 import importlib
 import json
@@ -66,7 +65,8 @@ def parse(argv: Sequence[str], *dataclass_types: type, description: str | None =
         description: What `--help` says first.
 
     Returns:
-        One instance per dataclass, in order.
+        One instance per dataclass, in order; then a dict of what was given beyond the defaults, by recipe and
+        flags together: a recipe that does the same again (without secrets).
 
     Raises:
         InputError: An unknown flag or recipe key (the nearest one is named), a value that cannot be read or
@@ -85,25 +85,19 @@ def parse(argv: Sequence[str], *dataclass_types: type, description: str | None =
         name = word.split("=", 1)[0]
         if name.startswith("--") and name not in flags:
             raise InputError(f"unknown flag {name}{_nearest(name, flags)}")
+    words = [*recipe, *argv]
     try:
-        *instances, _ = parser.parse_args_into_dataclasses([*recipe, *argv], look_for_args_file=False)
+        *instances, _ = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
     except InputError:
         raise
     except (ValueError, TypeError) as error:
         raise InputError(" ".join(str(error).split())) from error
-    return tuple(instances)
-
-
-def as_recipe(*instances: Any) -> dict[str, Any]:
-    """What argument dataclasses say beyond their defaults: a recipe that does the same again."""
-    recipe: dict[str, Any] = {}
-    for instance in instances:
-        values = instance.to_dict() if hasattr(instance, "to_dict") else dataclasses.asdict(instance)
-        for flag in dataclasses.fields(instance):
-            default = flag.default if flag.default_factory is dataclasses.MISSING else flag.default_factory()
-            if flag.init and values[flag.name] != default:
-                recipe[flag.name] = values[flag.name]
-    return recipe
+    # Reversed, because `--no_flag` follows `--flag` and has a default of its own.
+    defaults = {action.dest: action.default for action in reversed(parser._actions)}
+    defaults |= {"config": config, "hub_token": None}
+    values = vars(parser.parse_args(words)) | {"hub_token": None}
+    given = {name: value for name, value in values.items() if value != defaults[name]}
+    return *instances, given
 
 
 def _parser(dataclass_types: Sequence[type], description: str | None) -> Any:

@@ -5,7 +5,6 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
 
 import datasets
 import psutil
@@ -14,16 +13,17 @@ from accelerate import PartialState
 from transformers import TrainingArguments, set_seed
 
 from prunelle.errors import InputError
+from prunelle.tasks import DataArguments
 
 logger = logging.getLogger(__name__)
 
 
-def start(arguments: TrainingArguments) -> None:
+def start(arguments: TrainingArguments, data: DataArguments) -> None:
     """Seed everything, let only the first process log, and see that the run can begin.
 
     Raises:
-        InputError: The output folder is not empty (and no checkpoint in it is resumed), or the processes
-            started do not know of each other.
+        InputError: The output folder is not empty (and no checkpoint in it is resumed), the processes
+            started do not know of each other, or the run would have no end.
     """
     first = PartialState().is_main_process
     logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s", stream=sys.stderr)
@@ -36,6 +36,8 @@ def start(arguments: TrainingArguments) -> None:
     warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true")
     check_processes()
     check_output_dir(arguments)
+    if data.streaming and arguments.max_steps < 1:
+        raise InputError("a stream has no epochs: give --max_steps with --streaming")
     set_seed(arguments.seed)
 
 

@@ -55,9 +55,7 @@ def test_layers_shared_by_all_depths_are_refused() -> None:
         intermediate_size=8,
         num_hidden_layers=4,
     )
-    with pytest.raises(
-        InputError, match=r"no list of 4 layers .*albert_layer_groups \(1 x AlbertLayerGroup\)"
-    ):
+    with pytest.raises(InputError, match=r"no list of 4 layers .*albert_layer_groups \(1 x AlbertLayerGroup\)"):
         find_layers(transformers.AlbertModel(config))
 
 
@@ -73,9 +71,7 @@ def test_an_encoder_and_a_decoder_are_refused() -> None:
         encoder_ffn_dim=8,
         decoder_ffn_dim=8,
     )
-    with pytest.raises(
-        InputError, match=r"several lists of 2 layers .*encoder\.layers .*decoder\.layers"
-    ) as error:
+    with pytest.raises(InputError, match=r"several lists of 2 layers .*encoder\.layers .*decoder\.layers") as error:
         find_layers(transformers.BartModel(config))
     assert "\n" not in str(error.value)
 

@@ -55,9 +55,7 @@ def reloaded(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         if kind in name.replace("LMHeadModel", "CausalLM")
     )
     model.save_pretrained(folder)
-    again, report = getattr(transformers, f"AutoModelFor{head}").from_pretrained(
-        folder, output_loading_info=True
-    )
+    again, report = getattr(transformers, f"AutoModelFor{head}").from_pretrained(folder, output_loading_info=True)
     assert not any(report.values()), report
     assert type(again) is type(model)
     return again
@@ -221,9 +219,7 @@ def test_gpt2_scales_that_depend_on_the_layer_are_seen(make: Make) -> None:
     """With this option GPT-2 divides attention by the layer's number, which no weight shows."""
     teacher = make("GPT2LMHeadModel", scale_attn_by_inverse_layer_idx=True)
     student_from_layers(teacher, [0, 1])
-    with pytest.raises(
-        InputError, match=r"layer 2 would not .* place 1 .*attn\.scaling.*leave this layer out$"
-    ):
+    with pytest.raises(InputError, match=r"layer 2 would not .* place 1 .*attn\.scaling.*leave this layer out$"):
         student_from_layers(teacher, [0, 2])
 
 
@@ -306,9 +302,7 @@ def test_distilbert_of_all_layers_has_berts_hidden_states(make: Make, batch: Bat
         torch.testing.assert_close(ours, berts, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "name", ["BertForMaskedLM", "BertForTokenClassification", "BertForQuestionAnswering"]
-)
+@pytest.mark.parametrize("name", ["BertForMaskedLM", "BertForTokenClassification", "BertForQuestionAnswering"])
 def test_distilbert_of_all_layers_has_berts_logits(make: Make, batch: Batch, name: str) -> None:
     """The heads that both have are carried over whole: bias, norm and activation too."""
     teacher = bert_with_a_strong_token_type(make, name, hidden_act="gelu_new", num_labels=2)
@@ -334,9 +328,7 @@ def test_distilbert_takes_the_layers_given(make: Make, batch: Batch) -> None:
     """DistilBERT of some layers equals DistilBERT of the BERT that has only those."""
     teacher = bert_with_a_strong_token_type(make, "BertForMaskedLM")
     expected = logits(student_from_layers(teacher, [1, 4]), batch)
-    torch.testing.assert_close(
-        logits(distilbert_from_bert(teacher, [1, 4]), batch), expected, rtol=0, atol=2e-5
-    )
+    torch.testing.assert_close(logits(distilbert_from_bert(teacher, [1, 4]), batch), expected, rtol=0, atol=2e-5)
     default = distilbert_from_bert(teacher)
     expected = logits(student_from_layers(teacher, [0, 2, 4]), batch)
     torch.testing.assert_close(logits(default, batch), expected, rtol=0, atol=2e-5)
@@ -381,10 +373,7 @@ def test_distilberts_config_is_the_teachers(make: Make) -> None:
     assert (config.dropout, config.attention_dropout, config.seq_classif_dropout) == (0.25, 0.35, 0.0)
     assert (config.activation, config.pad_token_id, config.sinusoidal_pos_embds) == ("relu", 1, False)
     assert (config._attn_implementation, student.dtype) == ("eager", torch.bfloat16)
-    assert (
-        distilbert_from_bert(make("BertForMaskedLM", hidden_dropout_prob=0.3)).config.seq_classif_dropout
-        == 0.3
-    )
+    assert distilbert_from_bert(make("BertForMaskedLM", hidden_dropout_prob=0.3)).config.seq_classif_dropout == 0.3
 
 
 def test_an_epsilon_that_distilbert_cannot_hold_is_said(make: Make) -> None:
