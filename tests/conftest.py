@@ -17,9 +17,28 @@ from pathlib import Path
 
 import pytest
 
-GOOD = "lovely warm bright funny clever moving fresh sweet".split()
-BAD = "dull cold bleak stale clumsy tedious bitter flat".split()
-FILLER = "the film was a story of two people and their dog in an old house by the sea".split()
+GOOD = ["lovely", "warm", "bright", "funny", "clever", "moving", "fresh", "sweet"]
+BAD = ["dull", "cold", "bleak", "stale", "clumsy", "tedious", "bitter", "flat"]
+FILLER = [
+    "the",
+    "film",
+    "was",
+    "a",
+    "story",
+    "of",
+    "two",
+    "people",
+    "and",
+    "their",
+    "dog",
+    "in",
+    "an",
+    "old",
+    "house",
+    "by",
+    "the",
+    "sea",
+]
 
 TEACHER_CONFIG = {
     "model_type": "bert",
@@ -69,10 +88,20 @@ def teacher(reviews: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
     return folder
 
 
-SHORT_RUN = (
-    "--max_seq_length 24 --per_device_train_batch_size 32 --per_device_eval_batch_size 32 --logging_steps 2 "
-    "--save_strategy no --disable_tqdm true"
-).split()
+SHORT_RUN = [
+    "--max_seq_length",
+    "24",
+    "--per_device_train_batch_size",
+    "32",
+    "--per_device_eval_batch_size",
+    "32",
+    "--logging_steps",
+    "2",
+    "--save_strategy",
+    "no",
+    "--disable_tqdm",
+    "true",
+]
 
 
 def flags(named: dict[str, str]) -> list[str]:

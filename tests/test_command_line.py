@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from prunelle.cli import main, parse
 from prunelle.errors import InputError
 from prunelle.launch import check_processes, processes_asked_of_accelerate

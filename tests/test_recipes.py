@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from prunelle.cli import parse
 from prunelle.tasks import DataArguments
 from prunelle.trainers import DistillationArguments, FinetuningArguments

@@ -92,11 +92,9 @@ def parse(argv: Sequence[str], *dataclass_types: type, description: str | None =
         raise
     except (ValueError, TypeError) as error:
         raise InputError(" ".join(str(error).split())) from error
-    # Reversed, because `--no_flag` follows `--flag` and has a default of its own.
-    defaults = {action.dest: action.default for action in reversed(parser._actions)}
-    defaults |= {"config": config, "hub_token": None}
-    values = vars(parser.parse_args(words)) | {"hub_token": None}
+    defaults, values = (vars(parser.parse_args(line)) for line in ([], words))
     given = {name: value for name, value in values.items() if value != defaults[name]}
+    given = {name: value for name, value in given.items() if name not in ("config", "hub_token")}
     return *instances, given
 
 

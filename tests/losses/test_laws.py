@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from prunelle.losses import HardLabelLoss, HiddenCosineLoss, SoftTargetLoss
 from torch import Tensor
+
+from prunelle.losses import HardLabelLoss, HiddenCosineLoss, SoftTargetLoss
 
 
 def naive_soft_target(student: Tensor, teacher: Tensor, temperature: float) -> float:

@@ -13,8 +13,9 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from prunelle.cli import main
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from prunelle.cli import main
 
 ROOT = Path(__file__).parents[2]
 

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerBase
+
 from prunelle.tasks.masking import FrequencySmoothedMasking, count_tokens
 from prunelle.tasks.tokenizer import train_tokenizer
-from transformers import PreTrainedTokenizerBase
 
 
 @pytest.fixture(scope="module")

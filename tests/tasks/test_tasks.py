@@ -8,10 +8,11 @@ import datasets
 import numpy as np
 import pandas
 import pytest
+from transformers import BertConfig
+
 from prunelle.errors import InputError
 from prunelle.tasks import TASKS, DataArguments
 from prunelle.tasks.tokenizer import train_tokenizer
-from transformers import BertConfig
 
 ROWS = [
     {"id": 1, "Review": "null", "stars": "five"},

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, PreTrainedModel, set_seed
+
 from prunelle.compression import student_from_layers
 from prunelle.losses import HardLabelLoss, HiddenCosineLoss, SoftTargetLoss
 from prunelle.trainers import DistillationArguments, DistillationTrainer
-from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, PreTrainedModel, set_seed
 
 CONFIG = {
     "vocab_size": 40,
