@@ -9,29 +9,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from torch.utils.data import DataLoader
+
 from prunelle.cli import parse, run
 from prunelle.compression.record import write_record
-from prunelle.errors import InputError
 from prunelle.export import export_and_report
 from prunelle.launch import start
 from prunelle.tasks import TASKS, DataArguments
 from prunelle.trainers import DistillationArguments, DistillationTrainer
 from prunelle.trainers.distillation import check_pair
-from prunelle.trainers.finetuning import (
-    finetune,
-    reusable_teacher,
-    save_model,
-    teacher_arguments,
-    teacher_identity,
-    trainer_data,
-)
-from prunelle.trainers.models import (
-    TeacherStudentArguments,
-    build_student,
-    check_length,
-    load_or_start,
-    tokenizer_for,
-)
+from prunelle.trainers.finetuning import finetune, load_teacher, save_model, trainer_data
+from prunelle.trainers.models import TeacherStudentArguments, build_student, check_length, tokenizer_for
 
 
 def main(argv: Sequence[str]) -> None:
@@ -40,16 +28,7 @@ def main(argv: Sequence[str]) -> None:
     )
     start(arguments, data)
     task = TASKS[data.task](data, arguments.seed)
-    source = models.teacher_name_or_path or models.teacher_config
-    teacher = load_or_start(models.teacher_name_or_path, models.teacher_config, models.tokenizer_name_or_path, task)
-    teacher_folder = models.teacher_name_or_path
-    if not teacher.is_trained:
-        if not models.finetune_teacher:
-            raise InputError(f"{source} has no head trained for {data.task}: add --finetune_teacher")
-        finetuning = teacher_arguments(models, arguments)
-        identity = teacher_identity(source, teacher, task, finetuning)
-        teacher_folder = finetuning.output_dir
-        teacher = reusable_teacher(Path(teacher_folder), identity, task) or teacher
+    teacher = load_teacher(models, task, arguments)
 
     # What does not fit is refused here, before the teacher is trained; then the student takes trained layers.
     student = build_student(models, teacher.model, task, teacher.tokenizer)
@@ -57,8 +36,8 @@ def main(argv: Sequence[str]) -> None:
     check_length(data.max_seq_length, teacher.model, student)
     with arguments.main_process_first():
         encoded = task.encode(teacher.tokenizer)
-    if not teacher.is_trained:
-        teacher = finetune(teacher, task, encoded, finetuning, identity=identity)
+    if teacher.plan is not None:
+        finetune(teacher, task, encoded, teacher.plan, identity=teacher.identity)
         student = build_student(models, teacher.model, task, teacher.tokenizer)
 
     tokenizer = tokenizer_for(student, teacher.tokenizer)
@@ -69,14 +48,20 @@ def main(argv: Sequence[str]) -> None:
     if not trainer.is_world_process_zero():
         return
 
+    # Not the Trainer's loader, which would deal the examples out to the processes.
+    examples = DataLoader(
+        encoded.get("test", encoded["validation"]),
+        batch_size=arguments.per_device_eval_batch_size,
+        collate_fn=trainer.data_collator,
+    )
     report = export_and_report(
         trainer.accelerator.unwrap_model(trainer.model),
         tokenizer,
         arguments.output_dir,
-        batches=trainer.get_test_dataloader(encoded.get("test", encoded["validation"])),
+        batches=examples,
         compute_metrics=task.compute_metrics,
         teacher=teacher.model,
-        teacher_folder=teacher_folder,
+        teacher_folder=teacher.folder,
     )
     write_record(
         Path(arguments.output_dir),

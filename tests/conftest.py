@@ -19,26 +19,7 @@ import pytest
 
 GOOD = ["lovely", "warm", "bright", "funny", "clever", "moving", "fresh", "sweet"]
 BAD = ["dull", "cold", "bleak", "stale", "clumsy", "tedious", "bitter", "flat"]
-FILLER = [
-    "the",
-    "film",
-    "was",
-    "a",
-    "story",
-    "of",
-    "two",
-    "people",
-    "and",
-    "their",
-    "dog",
-    "in",
-    "an",
-    "old",
-    "house",
-    "by",
-    "the",
-    "sea",
-]
+FILLER = ["the", "film", "was", "a", "story", "of", "two", "people", "and", "their", "dog", "by", "the", "sea"]
 
 TEACHER_CONFIG = {
     "model_type": "bert",
@@ -89,18 +70,12 @@ def teacher(reviews: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -
 
 
 SHORT_RUN = [
-    "--max_seq_length",
-    "24",
-    "--per_device_train_batch_size",
-    "32",
-    "--per_device_eval_batch_size",
-    "32",
-    "--logging_steps",
-    "2",
-    "--save_strategy",
-    "no",
-    "--disable_tqdm",
-    "true",
+    *("--max_seq_length", "24"),
+    *("--per_device_train_batch_size", "32"),
+    *("--per_device_eval_batch_size", "32"),
+    *("--logging_steps", "2"),
+    *("--save_strategy", "no"),
+    *("--disable_tqdm", "true"),
 ]
 
 

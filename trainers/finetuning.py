@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from prunelle.compression.record import fingerprint, read_record, write_record
 from prunelle.errors import InputError
 from prunelle.tasks import Task
 from prunelle.trainers.arguments import FinetuningArguments
-from prunelle.trainers.models import LoadedModel, TeacherStudentArguments, load_model
+from prunelle.trainers.models import LoadedModel, TeacherStudentArguments, load_model, load_or_start
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,36 @@ def save_model(trainer: Trainer, folder: Path) -> None:
     if trainer.is_world_process_zero():
         (folder / "training_args.bin").unlink(missing_ok=True)
     trainer.accelerator.wait_for_everyone()
+
+
+@dataclass
+class Teacher(LoadedModel):
+    """A teacher, the folder that keeps it, and, while it has to be trained, how and from what."""
+
+    folder: str | None = None
+    plan: FinetuningArguments | None = None
+    identity: str | None = None
+
+
+def load_teacher(models: TeacherStudentArguments, task: Task, arguments: FinetuningArguments) -> Teacher:
+    """The teacher that the flags name; of a bare one, what an earlier run fine-tuned, where there is that.
+
+    Raises:
+        InputError: It has no trained head and must not be fine-tuned, or the folder for the fine-tuned
+            teacher holds something else.
+    """
+    source = models.teacher_name_or_path or str(models.teacher_config)
+    loaded = load_or_start(models.teacher_name_or_path, models.teacher_config, models.tokenizer_name_or_path, task)
+    if loaded.is_trained:
+        return Teacher(**vars(loaded), folder=models.teacher_name_or_path)
+    if not models.finetune_teacher:
+        raise InputError(f"{source} has no head that was trained for the task: add --finetune_teacher")
+    plan = teacher_arguments(models, arguments)
+    identity = teacher_identity(source, loaded, task, plan)
+    found = reusable_teacher(Path(str(plan.output_dir)), identity, task)
+    if found is not None:
+        return Teacher(**vars(found), folder=plan.output_dir)
+    return Teacher(**vars(loaded), folder=plan.output_dir, plan=plan, identity=identity)
 
 
 def reusable_teacher(folder: Path, identity: str, task: Task) -> LoadedModel | None:
@@ -102,8 +133,8 @@ def teacher_identity(source: str, loaded: LoadedModel, task: Task, arguments: Fi
 
 def finetune(
     loaded: LoadedModel, task: Task, encoded: dict[str, Any], arguments: FinetuningArguments, **record: Any
-) -> LoadedModel:
-    """Train a model on its task's labels and write it to the output folder.
+) -> None:
+    """Train a model on its task's labels, in place, and write it to the output folder.
 
     Args:
         record: What `compression.json` is to say beside the metrics on the validation data.
@@ -116,4 +147,4 @@ def finetune(
     if trainer.is_world_process_zero():
         write_record(folder, methods=["finetune"], metrics=metrics, data=task.fingerprint(), **record)
     trainer.accelerator.wait_for_everyone()
-    return LoadedModel(trainer.accelerator.unwrap_model(trainer.model), loaded.tokenizer, is_trained=True)
+    loaded.model, loaded.is_trained = trainer.accelerator.unwrap_model(trainer.model), True

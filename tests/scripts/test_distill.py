@@ -150,6 +150,7 @@ def test_two_processes_reach_the_table_of_one(quickstart_run: tuple[Path, str], 
     assert done.returncode == 0, done.stderr
     one, two = (json.loads((path / "report.json").read_text()) for path in (folder, tmp_path / "run"))
     for ours, theirs in zip(one["models"], two["models"], strict=True):
+        assert theirs["flips"]["total"] == ours["flips"]["total"]
         assert theirs["metrics"]["accuracy"] == pytest.approx(ours["metrics"]["accuracy"], abs=1 / 64 + 1e-9)
         assert theirs["metrics"]["loss"] == pytest.approx(ours["metrics"]["loss"], abs=1e-3)
     assert done.stdout.count("teacher ") == 1
