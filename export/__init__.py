@@ -2,7 +2,7 @@
 
 from prunelle.export.deployment import FP32_FILE, INT8_FILE, export_and_report
 from prunelle.export.evaluation import Evaluation, evaluate
-from prunelle.export.hardware import hardware, versions
+from prunelle.export.hardware import hardware
 from prunelle.export.inference import ExportError
 from prunelle.export.latency import Latency, measure_latency
 from prunelle.export.onnx import export_onnx
@@ -27,5 +27,4 @@ __all__ = [
     "hardware",
     "measure_latency",
     "quantize_dynamic",
-    "versions",
 ]

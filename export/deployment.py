@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import nn
 
+from prunelle.compression.record import versions
 from prunelle.export.evaluation import ComputeMetrics, evaluate
-from prunelle.export.hardware import hardware, versions
+from prunelle.export.hardware import hardware
 from prunelle.export.inference import deployed, maximum_length
 from prunelle.export.latency import SHAPES, measure_latency
 from prunelle.export.onnx import OPSET_VERSION, export_onnx

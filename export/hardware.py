@@ -1,9 +1,8 @@
-"""The machine and the libraries that a measurement was made with."""
+"""The machine that a measurement was made on."""
 
 import os
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ INT8_INSTRUCTIONS = (
     "avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8",
     "asimddp", "i8mm", "svei8mm", "smei8i32",
 )  # fmt: skip
-PACKAGES = ("prunelle", "torch", "transformers", "onnx", "onnxruntime", "onnxscript", "numpy")
 
 
 def hardware() -> dict[str, Any]:
@@ -33,17 +31,6 @@ def hardware() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "int8_instructions": known,
     }
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that the figures depend on."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _linux() -> tuple[str, set[str] | None]:

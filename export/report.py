@@ -48,7 +48,7 @@ class Report:
         reference: the name of the model that flips and logit differences are counted against.
         models: the rows, the one that speed-ups are relative to first.
         hardware: what `hardware()` found.
-        versions: what `versions()` found.
+        versions: of Python and of the packages that the figures depend on.
         warnings: what the reader must not overlook, one sentence each.
     """
 
