@@ -19,19 +19,13 @@ logger = logging.getLogger(__name__)
 
 
 def start(arguments: TrainingArguments, data: DataArguments) -> None:
-    """Seed everything, let only the first process log, and see that the run can begin.
+    """Seed everything, start the logs, and see that the run can begin.
 
     Raises:
         InputError: The output folder is not empty (and no checkpoint in it is resumed), the processes
             started do not know of each other, or the run would have no end.
     """
-    first = PartialState().is_main_process
-    logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s", stream=sys.stderr)
-    for name in ("httpx", "httpcore", "absl", "torch.onnx", "onnxscript", "onnx_ir", "evaluate", "filelock"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    (transformers.logging.set_verbosity_warning if first else transformers.logging.set_verbosity_error)()
-    if not first:
-        datasets.disable_progress_bars()
+    start_logging()
     # The Trainer pins memory unless told not to, and torch tells everyone without a GPU on every epoch.
     warnings.filterwarnings("ignore", message="'pin_memory' argument is set as true")
     check_processes()
@@ -39,6 +33,17 @@ def start(arguments: TrainingArguments, data: DataArguments) -> None:
     if data.streaming and arguments.max_steps < 1:
         raise InputError("a stream has no epochs: give --max_steps with --streaming")
     set_seed(arguments.seed)
+
+
+def start_logging() -> None:
+    """Let only the first process log, and the libraries only where something is wrong."""
+    first = PartialState().is_main_process
+    logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s", stream=sys.stderr)
+    for name in ("httpx", "httpcore", "absl", "torch.onnx", "onnxscript", "onnx_ir", "evaluate", "filelock"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    (transformers.logging.set_verbosity_warning if first else transformers.logging.set_verbosity_error)()
+    if not first:
+        datasets.disable_progress_bars()
 
 
 def check_output_dir(arguments: TrainingArguments) -> None:
