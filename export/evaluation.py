@@ -26,12 +26,18 @@ class Evaluation:
         flips: how many predicted classes differ from the reference model's.
         total: how many predictions there were.
         max_abs_logit_difference: the largest difference of a logit from the reference model's.
+        predictions: (total,) the predicted classes.
+        margins: (total,) how sure each prediction was, from 0 to 1: its probability less the next one's.
+        references: (total,) the true classes.
     """
 
     metrics: dict[str, float]
     flips: int
     total: int
     max_abs_logit_difference: float
+    predictions: NDArray[np.int64]
+    margins: NDArray[np.float64]
+    references: NDArray[np.int64]
 
 
 def evaluate(
@@ -92,6 +98,7 @@ class _Tally:
     """One model's running sums."""
 
     predictions: list[NDArray[np.int64]] = field(default_factory=list)
+    margins: list[NDArray[np.float64]] = field(default_factory=list)
     cross_entropy: float = 0.0
     flips: int = 0
     difference: float = 0.0
@@ -101,6 +108,7 @@ class _Tally:
             return
         predictions = logits.argmax(-1)
         self.predictions.append(predictions)
+        self.margins.append(_margins(logits))
         self.flips += int((predictions != reference.argmax(-1)).sum())
         # np.maximum keeps a NaN, where Python's max would lose it.
         self.difference = float(np.maximum(self.difference, np.abs(logits - reference).max()))
@@ -109,7 +117,8 @@ class _Tally:
         ).item()
 
     def close(self, references: NDArray[np.int64], compute_metrics: ComputeMetrics) -> Evaluation:
-        metrics = compute_metrics(np.concatenate(self.predictions), references)
+        predictions = np.concatenate(self.predictions)
+        metrics = compute_metrics(predictions, references)
         return Evaluation(
             metrics={
                 **{name: float(value) for name, value in metrics.items()},
@@ -118,7 +127,19 @@ class _Tally:
             flips=self.flips,
             total=references.size,
             max_abs_logit_difference=self.difference,
+            predictions=predictions,
+            margins=np.concatenate(self.margins),
+            references=references,
         )
+
+
+def _margins(logits: Logits) -> NDArray[np.float64]:
+    """logits: (examples, classes). Returns (examples,) the largest probability less the second."""
+    ordered = np.partition(logits.astype(np.float64), -2) if logits.shape[-1] > 1 else logits
+    first = ordered[:, -1]
+    second = ordered[:, -2] if logits.shape[-1] > 1 else np.full_like(first, -np.inf)
+    with np.errstate(invalid="ignore"):  # logits that are not finite: the margin is NaN, and so is the loss
+        return (1 - np.exp(second - first)) / np.exp(logits - first[:, None]).sum(-1)
 
 
 def _labels(batch: Mapping[str, Any]) -> NDArray[np.int64]:

@@ -1,10 +1,12 @@
-"""A file that is either whole or not there."""
+"""Files and folders that are either whole or not there."""
 
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from prunelle.errors import InputError
 
 
 @contextmanager
@@ -19,3 +21,20 @@ def published_when_done(target: Path) -> Iterator[Path]:
         unfinished = Path(folder) / target.name
         yield unfinished
         os.replace(unfinished, target)
+
+
+@contextmanager
+def new_folder(target: str | Path) -> Iterator[Path]:
+    """Gives a temporary folder beside `target`, which becomes `target` when the block ends well.
+
+    Raises:
+        InputError: at once, when something is at `target` already, other than an empty folder.
+    """
+    target = Path(target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target} already holds something: give another --output_dir, or remove it")
+    with published_when_done(target) as unfinished:
+        unfinished.mkdir()
+        yield unfinished
+        if target.exists():
+            target.rmdir()  # where Windows could not replace it

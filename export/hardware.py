@@ -14,22 +14,28 @@ INT8_INSTRUCTIONS = (
     "avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8",
     "asimddp", "i8mm", "svei8mm", "smei8i32",
 )  # fmt: skip
+# The same for bfloat16, without which it is emulated.
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "svebf16", "smeb16f32")
 
 
 def hardware() -> dict[str, Any]:
-    """cpu (its name), cores, threads that the models ran on, and the int8 instructions found.
+    """cpu (its name), cores, threads that the models ran on, and the int8 and bfloat16 instructions found.
 
-    `int8_instructions` is None where the operating system does not tell.
+    The instructions are None where the operating system does not tell.
     """
     name, features = _linux() if platform.system() == "Linux" else _other()
-    known = None if features is None else [each for each in INT8_INSTRUCTIONS if each in features]
+
+    def among(instructions: tuple[str, ...]) -> list[str] | None:
+        return None if features is None else [each for each in instructions if each in features]
+
     return {
         "cpu": name,
         "architecture": platform.machine(),
         "system": platform.system(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "int8_instructions": known,
+        "int8_instructions": among(INT8_INSTRUCTIONS),
+        "bf16_instructions": among(BF16_INSTRUCTIONS),
     }
 
 
@@ -54,7 +60,7 @@ def _other() -> tuple[str, set[str] | None]:
     name = _sysctl("machdep.cpu.brand_string") or name
     if platform.machine() != "arm64":
         return name, None
-    features = {"FEAT_DotProd": "asimddp", "FEAT_I8MM": "i8mm"}
+    features = {"FEAT_DotProd": "asimddp", "FEAT_I8MM": "i8mm", "FEAT_BF16": "bf16"}
     return name, {ours for theirs, ours in features.items() if _sysctl(f"hw.optional.arm.{theirs}") == "1"}
 
 

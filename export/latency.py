@@ -16,10 +16,31 @@ SHAPES = ("1x32", "16x128")
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds a call: the median, and what 95 % of the calls stay below."""
+    """How long single calls took, in milliseconds, in the order in which they were made."""
 
-    p50: float
-    p95: float
+    milliseconds: tuple[float, ...]
+
+    def percentile(self, share: float) -> float:
+        """What `share` % of the calls stayed below."""
+        return float(np.percentile(self.milliseconds, share))
+
+    @property
+    def p50(self) -> float:
+        """The median."""
+        return self.percentile(50)
+
+    @property
+    def p95(self) -> float:
+        return self.percentile(95)
+
+    @property
+    def p99(self) -> float:
+        return self.percentile(99)
+
+    @property
+    def calls_per_second(self) -> float:
+        """Of calls made one after the other: what is slow now and then counts, unlike in the median."""
+        return 1000 * len(self.milliseconds) / sum(self.milliseconds)
 
 
 def measure_latency(
@@ -43,14 +64,13 @@ def measure_latency(
         maximum_length: tokens that all of the models can take.
         seconds: how long to measure in all, roughly; slow models are given at least 5 rounds.
     """
-    sizes = dict.fromkeys(_parse(shape, maximum_length) for shape in shapes)
+    sizes = dict.fromkeys(parse_shape(shape, maximum_length) for shape in shapes)
     results: list[dict[str, Latency]] = [{} for _ in runners]
     for rows, length in sizes:
-        batch = _full_batch(rows, length, vocabulary)
+        batch = full_batch(rows, length, vocabulary)
         samples = _take_turns(runners, batch, seconds / len(sizes))
         for result, milliseconds in zip(results, samples, strict=True):
-            p50, p95 = np.percentile(milliseconds, (50, 95))
-            result[f"{rows}x{length}"] = Latency(float(p50), float(p95))
+            result[f"{rows}x{length}"] = Latency(tuple(milliseconds))
     return results
 
 
@@ -76,7 +96,8 @@ def _milliseconds(runner: Runner, batch: Batch) -> float:
     return 1000 * (time.perf_counter() - start)
 
 
-def _full_batch(rows: int, length: int, vocabulary: int) -> dict[str, Tensor]:
+def full_batch(rows: int, length: int, vocabulary: int) -> dict[str, Tensor]:
+    """Random words without padding, the same for the same numbers."""
     generator = torch.Generator().manual_seed(0)
     # Low numbers are special tokens in most vocabularies; padding among them changes positions.
     words = torch.randint(min(10, vocabulary - 1), vocabulary, (rows, length), generator=generator)
@@ -87,7 +108,8 @@ def _full_batch(rows: int, length: int, vocabulary: int) -> dict[str, Tensor]:
     }
 
 
-def _parse(shape: str, maximum_length: int) -> tuple[int, int]:
+def parse_shape(shape: str, maximum_length: int) -> tuple[int, int]:
+    """`"16x128"` as (16, 128), the tokens cut to `maximum_length`."""
     rows, _, length = shape.partition("x")
     if not (rows.isdecimal() and length.isdecimal() and int(rows) and int(length)):
         raise InputError(f"a shape is written batch x tokens, as 16x128; this one is {shape}")

@@ -58,7 +58,7 @@ def export_onnx(
         proto = _trace(model, names, opset_version)
         _store_tied_weights_once(proto)
         with published_when_done(output_file) as unfinished:
-            _save(proto, unfinished)
+            save_checked(proto, unfinished)
             verify_onnx(model, unfinished)
     return output_file
 
@@ -120,10 +120,15 @@ def _store_tied_weights_once(proto: ModelProto) -> None:
                 break
 
 
-def _save(proto: ModelProto, file: Path) -> None:
+def save_checked(proto: ModelProto, file: Path) -> None:
+    """Writes the file and has the ONNX checker look through it.
+
+    Raises:
+        ExportError: it would be larger than 2 GB, protobuf's limit.
+    """
     try:
         onnx.save(proto, file)
-    except ValueError as error:  # protobuf's limit of 2 GB
+    except ValueError as error:
         raise ExportError(f"the model is too large for one ONNX file: {error}") from error
     onnx.checker.check_model(file, full_check=True)
 

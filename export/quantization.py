@@ -1,19 +1,27 @@
-"""A float32 ONNX file to an int8 one."""
+"""A float32 ONNX file to one with weights of 8 or 4 bits."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import onnx
-from onnx import ModelProto, numpy_helper
-from onnxruntime.quantization import QuantType
+from onnx import ModelProto, NodeProto, numpy_helper
+from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorData, TensorsData
 from onnxruntime.quantization import quantize_dynamic as onnxruntime_quantize_dynamic
 
+from prunelle.export.calibration import activation_ranges
 from prunelle.export.files import published_when_done
+from prunelle.export.onnx import save_checked
+from prunelle.export.runner import Batch
 
 # Left to choose, onnxruntime also quantizes Attention, into a node that it cannot load.
-QUANTIZED_OPERATORS = ["MatMul", "Gemm", "Gather"]
+LINEAR_OPERATORS = ["MatMul", "Gemm"]
+EMBEDDING_OPERATORS = ["Gather"]
+
+INT4_BLOCK_SIZES = (16, 32, 64, 128, 256)  # what onnxruntime computes with
+INT4_BLOCK_SIZE = 32
 
 
 def quantize_dynamic(fp32_file: str | Path, output_file: str | Path) -> Path:
@@ -32,26 +40,116 @@ def quantize_dynamic(fp32_file: str | Path, output_file: str | Path) -> Path:
     The file appears at `output_file` when it is complete and the ONNX checker has passed it.
     """
     output_file = Path(output_file)
-    proto = onnx.load(fp32_file)
-    _untie_weights(proto)
-    # The exporter's shapes and those that the quantizer infers name free dimensions differently, which
-    # the quantizer takes for a contradiction.
-    del proto.graph.value_info[:]
+    with published_when_done(output_file) as unfinished:
+        proto = _quantized(_loaded(fp32_file), unfinished, LINEAR_OPERATORS + EMBEDDING_OPERATORS)
+        save_checked(proto, unfinished)
+    return output_file
+
+
+def quantize_static(
+    fp32_file: str | Path, output_file: str | Path, *, batches: Sequence[Batch], method: str = "minmax"
+) -> Path:
+    """Writes an int8 version whose ranges are fixed beforehand, and returns its path.
+
+    As `quantize_dynamic`, but the inputs of linear layers have the ranges that `activation_ranges` finds on
+    the calibration data. So what else is in a batch changes nothing, and no range has to be looked for at
+    run time; a value beyond its range is clipped. The file has the form that other runtimes read too:
+    QuantizeLinear and DequantizeLinear around float operators (QDQ), which onnxruntime fuses. What linear
+    layers put out stays float32: rounding it as well would gain nothing where sums, norms and attention
+    follow in float32.
+
+    Args:
+        fp32_file: a file of `export_onnx`.
+        output_file: as a rule `…/onnx/model_int8.onnx`.
+        batches: inputs like those that the model will see, unpadded; see `calibration_batches`.
+        method: as `activation_ranges` takes it.
+    """
+    output_file = Path(output_file)
+    with published_when_done(output_file) as unfinished:
+        proto = _quantized(_loaded(fp32_file), unfinished, EMBEDDING_OPERATORS)
+        linear = _linear_nodes(proto)
+        names = list(dict.fromkeys(node.input[0] for node in linear))
+        ranges = {
+            name: TensorData(lowest=np.float32(low), highest=np.float32(high))
+            for name, (low, high) in zip(names, activation_ranges(proto, names, batches, method), strict=True)
+        }
+        with _silence():
+            quantizer = QDQQuantizer(
+                onnx.shape_inference.infer_shapes(proto),
+                per_channel=True,
+                reduce_range=True,
+                weight_qType=QuantType.QInt8,
+                activation_qType=QuantType.QUInt8,
+                tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
+                nodes_to_quantize=[node.name for node in linear],
+                nodes_to_exclude=[],
+                op_types_to_quantize=LINEAR_OPERATORS,
+                extra_options={"OpTypesToExcludeOutputQuantization": LINEAR_OPERATORS},
+            )
+            quantizer.quantize_model()
+        save_checked(quantizer.model.model, unfinished)
+    return output_file
+
+
+def quantize_int4(fp32_file: str | Path, output_file: str | Path, *, block_size: int = INT4_BLOCK_SIZE) -> Path:
+    """Writes the version whose linear layers have weights of 4 bits, and returns its path.
+
+    - Weights of linear layers on every token: 4 bits, one scale and zero point for each `block_size` of an
+      output channel's weights (`MatMulNBits`, an operator of onnxruntime's own); products in float32.
+    - Embeddings: 8 bits, as in the int8 files: in float32 they would make a small model's file larger than
+      its int8 file.
+    - The rest, such as a pooler and a classifier, which run once a text: float32.
+
+    Args:
+        fp32_file: a file of `export_onnx`.
+        output_file: as a rule `…/onnx/model_q4.onnx`.
+        block_size: one of `INT4_BLOCK_SIZES`; smaller ones are closer to the weights and take more space.
+    """
+    output_file = Path(output_file)
     with published_when_done(output_file) as unfinished, _silence():
+        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+        proto = _quantized(_loaded(fp32_file), unfinished, EMBEDDING_OPERATORS)
+        quantizer = MatMulNBitsQuantizer(proto, bits=4, block_size=block_size)
+        quantizer.process()
+        save_checked(quantizer.model.model, unfinished)
+    return output_file
+
+
+def _loaded(file: str | Path) -> ModelProto:
+    proto = onnx.load(file)
+    _untie_weights(proto)
+    # The exporter's shapes and those that the quantizers infer name free dimensions differently, which the
+    # quantizers take for a contradiction.
+    del proto.graph.value_info[:]
+    return proto
+
+
+def _quantized(proto: ModelProto, file: Path, operators: Sequence[str]) -> ModelProto:
+    """The model with weights of these operators in 8 bits, and whatever of their inputs is computed too.
+
+    `file` is where onnxruntime, which only writes to files, may leave it.
+    """
+    with _silence():
         onnxruntime_quantize_dynamic(
             proto,
-            unfinished,
-            op_types_to_quantize=QUANTIZED_OPERATORS,
+            file,
+            op_types_to_quantize=list(operators),
             per_channel=True,
             weight_type=QuantType.QInt8,
             reduce_range=True,
         )
-        onnx.checker.check_model(unfinished, full_check=True)
-    return output_file
+    return onnx.load(file)
+
+
+def _linear_nodes(proto: ModelProto) -> list[NodeProto]:
+    """Products with a stored matrix."""
+    stored = {tensor.name for tensor in proto.graph.initializer}
+    return [node for node in proto.graph.node if node.op_type in LINEAR_OPERATORS and node.input[1] in stored]
 
 
 def _untie_weights(proto: ModelProto) -> None:
-    """Stores transposed weights as such: the quantizer takes only products with a stored matrix."""
+    """Stores transposed weights as such: the quantizers take only products with a stored matrix."""
     graph = proto.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     for node in list(graph.node):
@@ -64,10 +162,14 @@ def _untie_weights(proto: ModelProto) -> None:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Keeps the quantizer's advice off the screen: it speaks through the root logger."""
-    root = logging.getLogger()
-    disabled, root.disabled = root.disabled, True
+    """Keeps the quantizers' advice off the screen: they speak through the root logger, and one sets it up."""
+    root, own = logging.getLogger(), logging.getLogger("onnxruntime")
+    before = list(root.handlers), root.level, root.disabled, own.level
+    root.disabled = True
+    own.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        root.disabled = disabled
+        root.handlers[:], level, root.disabled, own_level = before
+        root.setLevel(level)
+        own.setLevel(own_level)

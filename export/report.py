@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ class ModelReport:
 
     Attributes:
         name: what the model is called.
-        format: `torch`, `onnx` or `onnx-int8`.
+        format: `torch`, `onnx`, `onnx-int8`, …
         metrics: by name; `loss` among them, lower is better there.
         size_bytes: of the weights file on disk.
         parameters: how many numbers were learned.
@@ -60,7 +60,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of report.json. Figures that are not finite become None, which JSON can hold."""
-        return _finite(
+        return finite(
             {
                 "reference": self.reference,
                 "models": [
@@ -71,7 +71,7 @@ class Report:
                         "size_bytes": model.size_bytes,
                         "parameters": model.parameters,
                         "latency_ms": {
-                            shape: {"p50": latency.p50, "p95": latency.p95}
+                            shape: {"p50": latency.p50, "p95": latency.p95, "p99": latency.p99}
                             for shape, latency in model.latency_ms.items()
                         },
                         "speedup": model.speedup,
@@ -87,25 +87,15 @@ class Report:
 
     def to_text(self) -> str:
         """The table for a terminal, with what to know about it below."""
-        head, *rows = self._cells()
-        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if index == 0 else cell.rjust(width)
-                for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in (head, ["-" * width for width in widths], *rows)
-        ]
-        return "\n".join([*lines, "", self._legend(), *(f"warning: {text}" for text in self.warnings)])
+        warnings = [f"warning: {text}" for text in self.warnings]
+        return "\n".join([text_table(self.cells()), "", self.legend(), *warnings])
 
     def to_markdown(self) -> str:
         """The same as a Markdown document."""
-        head, *rows = self._cells()
-        rule = ["---"] + ["---:"] * (len(head) - 1)
-        table = [f"| {' | '.join(row)} |" for row in (head, rule, *rows)]
         notes = [f"> **Warning:** {text}\n" for text in self.warnings]
-        versions = "Versions: " + ", ".join(f"{name} {number}" for name, number in self.versions.items())
-        return "\n".join(["# Report", "", *table, "", self._legend(), "", *notes, f"{versions}.", ""])
+        return "\n".join(
+            ["# Report", "", markdown_table(self.cells()), "", self.legend(), "", *notes, self.versions_line(), ""]
+        )
 
     def save(self, folder: str | Path) -> None:
         """Writes report.json and report.md into the folder, each whole or not at all."""
@@ -114,7 +104,7 @@ class Report:
             with published_when_done(Path(folder) / name) as unfinished:
                 unfinished.write_text(text, encoding="utf-8")
 
-    def _cells(self) -> list[list[str]]:
+    def cells(self) -> list[list[str]]:
         """The table's head and rows. Latency is `p50 / p95`, the speed-up stands after it."""
         metrics = list(dict.fromkeys(name for model in self.models for name in model.metrics))
         shapes = list(self.models[0].latency_ms)
@@ -133,7 +123,12 @@ class Report:
             rows.append(row)
         return [head, *rows]
 
-    def _legend(self) -> str:
+    def versions_line(self) -> str:
+        """What the figures depend on."""
+        return "Versions: " + ", ".join(f"{name} {number}" for name, number in self.versions.items()) + "."
+
+    def legend(self) -> str:
+        """How to read the table."""
         instructions = self.hardware.get("int8_instructions")
         int8 = "unknown" if instructions is None else ", ".join(instructions) or "none"
         return (
@@ -143,11 +138,32 @@ class Report:
         )
 
 
-def _finite(value: Any) -> Any:
+def text_table(cells: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the head first, in aligned columns; all but the first column to the right."""
+    head, *rows = cells
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if index == 0 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (head, ["-" * width for width in widths], *rows)
+    )
+
+
+def markdown_table(cells: Sequence[Sequence[str]]) -> str:
+    """The same as a Markdown table."""
+    head, *rows = cells
+    rule = ["---"] + ["---:"] * (len(head) - 1)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))
+
+
+def finite(value: Any) -> Any:
+    """The value with None in place of every figure that is not finite, which JSON cannot hold."""
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -1,7 +1,7 @@
 """One face for a PyTorch model and an ONNX file: tensors in, logits out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from prunelle.errors import InputError
-from prunelle.export.inference import LogitsOnly, model_input_names
+from prunelle.export.inference import INPUT_NAMES, LogitsOnly, model_input_names
 
 Batch = Mapping[str, Any]  # names to (batch, length) tensors of PyTorch or numpy
 Logits = NDArray[np.float32]
+
+_KNOWN_INPUTS = [(name, "tensor(int64)") for name in INPUT_NAMES]
 
 
 class Runner(ABC):
@@ -23,7 +25,7 @@ class Runner(ABC):
 
     Attributes:
         name: what the report calls it.
-        format: `torch`, `onnx` or `onnx-int8`.
+        format: `torch`, `onnx`, `onnx-int8`, …
         size_bytes: what its weights file takes on disk.
         parameters: how many numbers were learned, tied ones counted once. Quantizing does not change it.
         input_names: the tensors that a batch must hold.
@@ -52,30 +54,42 @@ class TorchRunner(Runner):
     """A PyTorch model, which must be as `inference.deployed` makes it while it is run.
 
     `folder` is the checkpoint whose safetensors files are counted; without one, the parameters' bytes.
+    `compiled` runs it through `torch.compile`: the first calls take long.
     """
 
-    format = "torch"
-
-    def __init__(self, model: nn.Module, name: str, *, folder: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        name: str,
+        *,
+        folder: str | Path | None = None,
+        format: str = "torch",
+        compiled: bool = False,
+    ) -> None:
         self.name = name
+        self.format = format
+        self.model = model
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         files = list(Path(folder).glob("*.safetensors")) if folder is not None else []
         self.size_bytes = sum(file.stat().st_size for file in files) or _bytes_of_weights(model)
         self.input_names = ("input_ids",)
         self._usable = model_input_names(model)
-        self._logits = LogitsOnly(model)
+        self._logits: Callable[..., Tensor] = LogitsOnly(model)
+        if compiled:
+            self._logits = torch.compile(self._logits)
 
     def __call__(self, batch: Batch) -> Logits:
         self._check(batch)
         inputs = {name: torch.as_tensor(batch[name]) for name in self._usable if name in batch}
         with torch.inference_mode():
-            return self._logits(**inputs).numpy()
+            return self._logits(**inputs).float().numpy()
 
 
 class OnnxRunner(Runner):
     """An ONNX file in onnxruntime, on as many threads as PyTorch uses.
 
-    Raises InputError when onnxruntime cannot load the file.
+    Raises InputError when onnxruntime cannot load the file, or when the file is no text model: it takes other
+    tensors than a tokenizer gives, or gives no `logits`.
     """
 
     def __init__(self, file: str | Path, name: str, *, parameters: int, format: str = "onnx") -> None:
@@ -93,12 +107,22 @@ class OnnxRunner(Runner):
             self._session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise InputError(f"onnxruntime cannot load {file}: {_first_line(error)}") from error
+        inputs = {tensor.name: tensor.type for tensor in self._session.get_inputs()}
+        unknown = [f"{name} ({kind})" for name, kind in inputs.items() if (name, kind) not in _KNOWN_INPUTS]
+        if unknown:
+            raise InputError(
+                f"{file} takes {', '.join(unknown)}, but a text gives only {', '.join(INPUT_NAMES)} (int64)"
+            )
+        outputs = [tensor.name for tensor in self._session.get_outputs()]
+        if "logits" not in outputs:
+            raise InputError(f"{file} gives {', '.join(outputs)} and no logits")
         self.size_bytes = file.stat().st_size
-        self.input_names = tuple(tensor.name for tensor in self._session.get_inputs())
+        self.input_names = tuple(inputs)
 
     def __call__(self, batch: Batch) -> Logits:
         self._check(batch)
-        return self._session.run(["logits"], {name: np.asarray(batch[name]) for name in self.input_names})[0]
+        (logits,) = self._session.run(["logits"], {name: np.asarray(batch[name]) for name in self.input_names})
+        return logits.astype(np.float32, copy=False)  # a file in half precision gives half precision
 
 
 def _bytes_of_weights(model: nn.Module) -> int:

@@ -1,5 +1,6 @@
 """Does an ONNX file compute what the PyTorch model computes?"""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,16 +31,8 @@ def verify_onnx(model: nn.Module, file: Path) -> None:
     """
     onnx_runner = OnnxRunner(file, "the ONNX file", parameters=0)
     torch_runner = TorchRunner(model, "the PyTorch model")
-    longest = min(maximum_length(model), 512)
     with deployed(model):
-        for rows, length, padding in (
-            (1, 1, "no"),
-            (1, longest, "no"),
-            (2, min(7, longest), "right"),
-            (3, min(17, longest), "left"),
-            (5, min(33, longest), "right"),
-        ):
-            batch, attended = _random_batch(model, rows, length, padding)
+        for batch, attended, shape in _cases(model):
             batch = {name: batch[name] for name in onnx_runner.input_names}
             reference, candidate = torch_runner(batch), onnx_runner(batch)
             if reference.ndim == 3:
@@ -48,8 +41,43 @@ def verify_onnx(model: nn.Module, file: Path) -> None:
             if not difference <= tolerance(reference):  # so written that NaN fails
                 raise ExportError(
                     f"the ONNX file's logits differ from PyTorch's by {difference:.1e} (allowed: "
-                    f"{tolerance(reference):.1e}) at {rows} x {length} tokens with {padding} padding"
+                    f"{tolerance(reference):.1e}) at {shape}"
                 )
+
+
+def verify_runs(model: nn.Module, file: Path) -> None:
+    """Runs a file of lower precision at the shapes of `verify_onnx`.
+
+    Rounding to few bits may change logits by any amount, but never their shape, and never to infinity.
+
+    Raises:
+        InputError: onnxruntime cannot load the file.
+        ExportError: it does not run at a shape, or gives logits that are none.
+    """
+    runner = OnnxRunner(file, "the ONNX file", parameters=0)
+    for batch, attended, shape in _cases(model):
+        try:
+            logits = runner(batch)
+        except Exception as error:
+            raise ExportError(f"{file.name} does not run at {shape}: {str(error).splitlines()[0]}") from error
+        if logits.shape[:-1] not in (attended.shape, attended.shape[:1]):
+            raise ExportError(f"{file.name} gives logits of shape {logits.shape} at {shape}")
+        if not np.isfinite(logits if logits.ndim == 2 else logits[attended]).all():
+            raise ExportError(f"{file.name} gives logits that are not finite at {shape}")
+
+
+def _cases(model: nn.Module) -> Iterator[tuple[dict[str, Tensor], NDArray[np.bool_], str]]:
+    """Batches of all shapes that matter, where words are in them, and what they are in words."""
+    longest = min(maximum_length(model), 512)
+    for rows, length, padding in (
+        (1, 1, "no"),
+        (1, longest, "no"),
+        (2, min(7, longest), "right"),
+        (3, min(17, longest), "left"),
+        (5, min(33, longest), "right"),
+    ):
+        batch, attended = _random_batch(model, rows, length, padding)
+        yield batch, attended, f"{rows} x {length} tokens with {padding} padding"
 
 
 def _random_batch(

@@ -3,7 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunelle.losses._numerics import at_least_float32, at_least_one
+from prunelle.losses._logits import check_logits, checked_temperature, softened
+from prunelle.losses._numerics import at_least_one
 
 
 class SoftTargetLoss(nn.Module):
@@ -37,17 +38,10 @@ class SoftTargetLoss(nn.Module):
 
     def __init__(self, temperature: float = 2.0) -> None:
         super().__init__()
-        if not 0 < temperature < float("inf"):
-            raise ValueError(f"temperature must be above 0 and finite, not {temperature}")
-        self.temperature = temperature
+        self.temperature = checked_temperature(temperature)
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, num_items: Tensor | int | None = None) -> Tensor:
-        if student_logits.shape != teacher_logits.shape or student_logits.dim() != 2:
-            raise ValueError(
-                f"student logits {tuple(student_logits.shape)} and teacher logits {tuple(teacher_logits.shape)} "
-                "must both be (rows, classes); broadcast, they would compare classes that do not belong together"
-            )
-        student = F.log_softmax(at_least_float32(student_logits) / self.temperature, dim=-1)
-        teacher = F.log_softmax(at_least_float32(teacher_logits) / self.temperature, dim=-1)
+        check_logits(student_logits, teacher_logits)
+        student, teacher = softened(student_logits, self.temperature), softened(teacher_logits, self.temperature)
         divergence = F.kl_div(student, teacher, reduction="sum", log_target=True)
         return divergence * self.temperature**2 / at_least_one(num_items, len(student_logits))

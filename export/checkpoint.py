@@ -1,0 +1,85 @@
+"""A checkpoint of whatever architecture, as the class that its configuration names."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from prunelle.errors import InputError
+
+# How names of architectures end, what loads them, and the task that can compare their predictions.
+HEADS: dict[str, tuple[Any, str | None]] = {
+    "ForSequenceClassification": (AutoModelForSequenceClassification, "text-classification"),
+    "ForMaskedLM": (AutoModelForMaskedLM, "masked-lm"),
+    "ForTokenClassification": (AutoModelForTokenClassification, None),
+    "ForCausalLM": (AutoModelForCausalLM, None),
+    "LMHeadModel": (AutoModelForCausalLM, None),
+}
+
+
+@dataclass
+class Checkpoint:
+    """A model, its tokenizer, and what its head is for.
+
+    Attributes:
+        name: the folder or the hub's name that it was loaded by.
+        model: the model, in evaluation mode.
+        tokenizer: its tokenizer.
+        task: the task of this project that the head is for; None where there is none.
+    """
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+    task: str | None
+
+    @property
+    def folder(self) -> Path | None:
+        """Where its files are, None for a model of the hub."""
+        return Path(self.name) if Path(self.name).is_dir() else None
+
+    def save_without_weights(self, folder: Path) -> None:
+        """Writes what stands beside ONNX files: the configuration and the tokenizer."""
+        self.model.config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def load_checkpoint(name: str) -> Checkpoint:
+    """Loads a checkpoint by its folder or its name on the hub, as the first architecture in its configuration.
+
+    Raises:
+        InputError: there is no such checkpoint, it cannot be loaded, its head is of a kind that cannot be
+            exported, or weights are missing, which would be drawn at random.
+    """
+    config = _load(AutoConfig.from_pretrained, name)
+    (architecture, *_) = config.architectures or ("a model without a head",)
+    for ending, (auto_class, task) in HEADS.items():
+        if architecture.endswith(ending):
+            break
+    else:
+        raise InputError(f"{name} is {architecture}: only models named …{', …'.join(HEADS)} can be exported")
+    model, loading = _load(auto_class.from_pretrained, name, config=config, output_loading_info=True)
+    if missing := sorted(loading["missing_keys"]):
+        raise InputError(f"{name} is not all of {architecture}: {len(missing)} weights are missing, as {missing[0]}")
+    return Checkpoint(name, model.eval(), _load(AutoTokenizer.from_pretrained, name), task)
+
+
+def _load(load: Callable[..., Any], name: str, **options: Any) -> Any:
+    try:
+        return load(name, trust_remote_code=False, **options)
+    except Exception as error:  # of transformers, safetensors, tokenizers and json: each has its own
+        if Path(name).exists():
+            reason = " ".join(str(error).split())
+            raise InputError(f"{name} is not a checkpoint that can be loaded: {reason}") from error
+        raise InputError(f"no folder {name}, and no such model can be had from the hub") from error

@@ -1,0 +1,47 @@
+"""Which of the teacher's layers each of the student's layers is compared with."""
+
+from prunelle.errors import InputError
+
+
+def read_layer_map(text: str, flag: str) -> list[tuple[int, int]] | str:
+    """A flag's value: `uniform`, `last`, or pairs such as `1:0,3:1,5:2` as (teacher, student) numbers.
+
+    Raises:
+        InputError: It is none of these.
+    """
+    if text in ("uniform", "last"):
+        return text
+    try:
+        pairs = [(int(teacher), int(student)) for teacher, student in (pair.split(":") for pair in text.split(","))]
+    except ValueError:
+        raise InputError(
+            f"{flag} {text} must be uniform, last, or pairs teacher:student such as 1:0,3:1,5:2"
+        ) from None
+    if len({student for _, student in pairs}) != len(pairs):
+        raise InputError(f"{flag} {text} names a layer of the student more than once")
+    return pairs
+
+
+def layer_pairs(text: str, flag: str, teacher_depth: int, student_depth: int) -> list[tuple[int, int]]:
+    """The (teacher, student) pairs of layers that a flag asks for, counted from 0.
+
+    `last` is the last of each. `uniform` spreads the student's layers evenly over the teacher's, last to last: of
+    12 teacher layers, 4 student layers get 2, 5, 8 and 11, as in TinyBERT (arXiv:1909.10351).
+
+    Raises:
+        InputError: The flag cannot be read, or names a layer that does not exist.
+    """
+    pairs = read_layer_map(text, flag)
+    if pairs == "last":
+        return [(teacher_depth - 1, student_depth - 1)]
+    if pairs == "uniform":
+        ends = [round((layer + 1) * teacher_depth / student_depth) for layer in range(student_depth)]
+        return [(max(end, 1) - 1, layer) for layer, end in enumerate(ends)]
+    assert isinstance(pairs, list)
+    for whose, depth, layers in (
+        ("teacher", teacher_depth, [teacher for teacher, _ in pairs]),
+        ("student", student_depth, [student for _, student in pairs]),
+    ):
+        if unknown := [layer for layer in layers if not 0 <= layer < depth]:
+            raise InputError(f"{flag} {text}: the {whose} has no layer {unknown[0]}, its layers are 0 to {depth - 1}")
+    return pairs
