@@ -16,7 +16,6 @@ class Task(Protocol):
     """What a task can do. Made from the data arguments and a seed; the data is read and checked at once."""
 
     auto_model_class: Any
-    main_metric: str
     splits: dict[str, Any]
 
     def fingerprint(self) -> str: ...

@@ -34,7 +34,6 @@ class MaskedLanguageModelling:
     """
 
     auto_model_class = AutoModelForMaskedLM
-    main_metric = "accuracy"
 
     def __init__(self, arguments: DataArguments, seed: int) -> None:
         self.arguments = arguments

@@ -33,7 +33,6 @@ class TextClassification:
     """
 
     auto_model_class = AutoModelForSequenceClassification
-    main_metric = "accuracy"
 
     def __init__(self, arguments: DataArguments, seed: int) -> None:
         self.arguments = arguments
