@@ -59,6 +59,16 @@ def test_every_room_is_linked_into_the_package(room: str) -> None:
     assert link.resolve() == ROOT / room
 
 
+def test_links_that_became_text_are_explained(tmp_path: Path) -> None:
+    """Prevents a puzzle on Windows, where git writes a link's target into a file instead."""
+    package = tmp_path / "prunelle"
+    package.mkdir()
+    (package / "__init__.py").write_text((ROOT / "src" / "prunelle" / "__init__.py").read_text())
+    (package / "losses").write_text("../../losses")
+    done = subprocess.run([sys.executable, "-c", "import prunelle"], cwd=tmp_path, capture_output=True, text=True)
+    assert "git config core.symlinks true" in done.stderr
+
+
 def test_the_wheel_built_from_the_sdist_holds_every_room(tmp_path: Path) -> None:
     """Prevents links that are lost on the way to the index: an installed package without its rooms."""
     subprocess.run(

@@ -191,3 +191,22 @@ def test_masked_language_models_are_distilled_on_plain_text(
     assert AutoModelForMaskedLM.from_pretrained(tmp_path / "run").config.num_hidden_layers == 1
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert {m["name"]: m["flips"]["count"] for m in report["models"]}["onnx"] == 0
+
+
+def test_a_stream_is_distilled_to_a_distilbert(
+    reviews: dict[str, str], short_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prevents the pretraining recipe, which no test can run, from failing on what it alone does: streaming."""
+    with open(reviews["--train_file"], encoding="utf-8") as file:
+        lines = [json.dumps({"text": row["sentence"]}) for row in csv.DictReader(file)]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.jsonl").write_text("\n".join(lines))
+    config = {"model_type": "bert", "vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2}
+    config |= {"num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64}
+    words = ["--task", "masked-lm", "--dataset_name", str(tmp_path / "data"), "--streaming", "--max_eval_samples", "40"]
+    words += ["--teacher_config", json.dumps(config), "--finetune_teacher", "--student_architecture", "distilbert"]
+    words += [*short_run, "--output_dir", str(tmp_path / "run")]
+    assert main(["distill", *words]) == 2
+    assert "a stream has no epochs: give --max_steps" in capsys.readouterr().err
+    assert main(["distill", *words, "--max_steps", "3", "--dataloader_num_workers", "1"]) == 0
+    assert AutoModelForMaskedLM.from_pretrained(tmp_path / "run").config.model_type == "distilbert"
