@@ -36,11 +36,11 @@ def main() -> None:
     parser.add_argument("--max_eval_samples", type=int, help="rows of the validation file")
     parser.add_argument("--vocabulary", type=int, default=4096)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--hidden_size", type=int, default=192)
+    parser.add_argument("--hidden_size", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--teacher_steps", type=int, default=2000)
-    parser.add_argument("--student_steps", type=int, default=600)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--teacher_steps", type=int, default=2500)
+    parser.add_argument("--student_steps", type=int, default=500)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--results_file", type=Path, help="one JSON line a student is appended here as it ends")
@@ -65,6 +65,7 @@ def main() -> None:
         num_attention_heads=options.hidden_size // 32,
         intermediate_size=4 * options.hidden_size,
         max_position_embeddings=options.tokens,
+        initializer_range=0.06,  # narrow layers want a wider start than 0.02
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         pad_token_id=tokenizer.pad_token_id,

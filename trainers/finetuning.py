@@ -20,6 +20,30 @@ logger = logging.getLogger(__name__)
 
 IGNORED = -100
 
+# Beside the batch over all processes: what makes another model of the same data.
+SETTINGS_THAT_TRAIN = (
+    "num_train_epochs",
+    "max_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "optim",
+    "optim_args",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "label_smoothing_factor",
+    "neftune_noise_alpha",
+    "train_sampling_strategy",
+    "fp16",
+    "bf16",
+    "seed",
+    "data_seed",
+)
+
 
 def trainer_data(task: Task, tokenizer: Tokenizer, encoded: dict[str, Any]) -> dict[str, Any]:
     """What a `Trainer` wants of a task: data, collator, tokenizer and metrics, as keyword arguments."""
@@ -112,22 +136,12 @@ def teacher_arguments(models: TeacherStudentArguments, arguments: FinetuningArgu
 
 def teacher_identity(source: str, loaded: LoadedModel, task: Task, arguments: FinetuningArguments) -> str:
     """A fingerprint of everything that a fine-tuned teacher depends on."""
-    settings = (
-        "num_train_epochs",
-        "max_steps",
-        "learning_rate",
-        "warmup_steps",
-        "lr_scheduler_type",
-        "weight_decay",
-        "optim",
-        "seed",
-    )
     return fingerprint(
         source,
         sorted(loaded.tokenizer.get_vocab().items()),
         task.fingerprint(),
         arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size,
-        {name: getattr(arguments, name) for name in settings},
+        {name: getattr(arguments, name) for name in SETTINGS_THAT_TRAIN},
     )
 
 
