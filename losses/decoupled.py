@@ -43,9 +43,7 @@ class DecoupledLoss(nn.Module):
         >>> loss(student_logits, teacher_logits, labels).backward()
     """
 
-    def __init__(
-        self, target_weight: float = 1.0, non_target_weight: float = 8.0, temperature: float = 2.0
-    ) -> None:
+    def __init__(self, target_weight: float = 1.0, non_target_weight: float = 8.0, temperature: float = 2.0) -> None:
         super().__init__()
         weights = (target_weight, non_target_weight)
         if not all(0 <= weight < float("inf") for weight in weights) or not any(weights):

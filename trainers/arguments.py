@@ -1,8 +1,14 @@
-"""The flags that every training script shares, beside those of `transformers.TrainingArguments`."""
+"""The flags of the training scripts, beside those of `transformers.TrainingArguments`."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from transformers import TrainingArguments
+
+from prunelle.errors import InputError
+from prunelle.trainers.layer_map import explicit_pairs
+
+RELATIONS = ("attention", "query", "key", "value")
 
 
 @dataclass
@@ -13,3 +19,134 @@ class FinetuningArguments(TrainingArguments):
     report_to: None | str | list[str] = field(  # noqa: RUF036
         default="tensorboard", metadata={"help": "Where logs go beside the console: tensorboard, wandb, …, or none."}
     )
+
+
+@dataclass
+class DistillationArguments(FinetuningArguments):
+    """How the student is trained. The defaults are DistilBERT's (arXiv:1910.01108)."""
+
+    soft_target_weight: float = field(
+        default=5.0, metadata={"help": "Weight of the difference from the teacher's distribution."}
+    )
+    soft_target_loss: Literal["forward_kl", "reverse_kl", "jensen_shannon", "mse", "decoupled", "top_k"] = field(
+        default="forward_kl", metadata={"help": "How the difference is measured."}
+    )
+    temperature: float = field(
+        default=2.0, metadata={"help": "Softens both distributions of the soft targets; mse has none."}
+    )
+    jensen_shannon_beta: float = field(
+        default=0.5, metadata={"help": "The teacher's share of the mixture: near 0 as forward, near 1 as reverse KL."}
+    )
+    decoupled_target_weight: float = field(
+        default=1.0, metadata={"help": "Weight of how sure the teacher is of the label, within decoupled."}
+    )
+    decoupled_non_target_weight: float = field(
+        default=8.0, metadata={"help": "Weight of what the teacher thinks of the other classes, within decoupled."}
+    )
+    soft_target_top_k: int = field(
+        default=64, metadata={"help": "How many classes top_k keeps apart; all others share one bucket."}
+    )
+    distilled_positions: Literal["masked", "all"] = field(
+        default="masked", metadata={"help": "Where a masked LM learns the teacher's distribution."}
+    )
+    hard_label_weight: float = field(default=2.0, metadata={"help": "Weight of the cross-entropy with the labels."})
+    hidden_cosine_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the cosine between last hidden states."}
+    )
+    hidden_mse_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the squared error of the hidden states of --layer_map."}
+    )
+    embedding_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the squared error of the embeddings' output."}
+    )
+    patient_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the distance of the first token's normalized states."}
+    )
+    hidden_projection: Literal["none", "identity", "random"] = field(
+        default="none",
+        metadata={
+            "help": "Learn a linear map of the student's hidden states for the terms above, from this start; "
+            "needed where hidden sizes differ."
+        },
+    )
+    layer_map: str = field(
+        default="uniform",
+        metadata={
+            "help": "The layers that hidden_mse, patient and attention compare: uniform, last, or pairs "
+            "teacher:student such as 1:0,3:1,5:2."
+        },
+    )
+    attention_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the squared error of attention scores; wants as many heads."}
+    )
+    relation_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the divergence of the relations between tokens."}
+    )
+    relations: str = field(
+        default="query,key,value",
+        metadata={"help": "Which relations: query,key,value as in MiniLMv2, attention,value as in MiniLM."},
+    )
+    relation_heads: int | None = field(
+        default=None,
+        metadata={"help": "How many heads queries, keys and values are split into. By default the teacher's."},
+    )
+    relation_layer_map: str = field(
+        default="last", metadata={"help": "The layers whose relations are compared, as in --layer_map."}
+    )
+    relational_distance_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the distances between the examples of a batch."}
+    )
+    relational_angle_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the angles between the examples of a batch."}
+    )
+
+    def __post_init__(self) -> None:
+        weights = {f"{name}_weight": weight for name, weight in self.term_weights.items()}
+        parts = ("decoupled_target_weight", "decoupled_non_target_weight")
+        for name, weight in (weights | {name: getattr(self, name) for name in parts}).items():
+            if not 0 <= weight < float("inf"):
+                raise InputError(f"--{name} {weight} must not be negative")
+        if not any(weights.values()):
+            raise InputError(f"{', '.join('--' + name for name in weights)} are all 0: nothing would be learned")
+        if not any(getattr(self, name) for name in parts):
+            raise InputError(f"{', '.join('--' + name for name in parts)} are both 0: nothing would be learned")
+        if not 0 < self.temperature < float("inf"):
+            raise InputError(f"--temperature {self.temperature} must be above 0")
+        if not 0 < self.jensen_shannon_beta < 1:
+            raise InputError(f"--jensen_shannon_beta {self.jensen_shannon_beta} must be between 0 and 1, and neither")
+        for name in ("soft_target_top_k", "relation_heads"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(f"--{name} {value} must be at least 1")
+        if self.soft_target_loss == "decoupled" and self.distilled_positions == "all":
+            raise InputError(
+                "--soft_target_loss decoupled needs a label wherever it looks: give --distilled_positions masked"
+            )
+        chosen = self.chosen_relations
+        if unknown := [name for name in chosen if name not in RELATIONS]:
+            raise InputError(f"--relations {self.relations}: no {unknown[0]!r}; there are {', '.join(RELATIONS)}")
+        if len(set(chosen)) != len(chosen):
+            raise InputError(f"--relations {self.relations} names one more than once")
+        for name in ("layer_map", "relation_layer_map"):
+            explicit_pairs(getattr(self, name), f"--{name}")
+        super().__post_init__()
+
+    @property
+    def term_weights(self) -> dict[str, float]:
+        """The weight of each loss term, by the name it is logged under."""
+        return {
+            "soft_target": self.soft_target_weight,
+            "hard_label": self.hard_label_weight,
+            "hidden_cosine": self.hidden_cosine_weight,
+            "hidden_mse": self.hidden_mse_weight,
+            "embedding": self.embedding_weight,
+            "patient": self.patient_weight,
+            "attention": self.attention_weight,
+            "relation": self.relation_weight,
+            "relational_distance": self.relational_distance_weight,
+            "relational_angle": self.relational_angle_weight,
+        }
+
+    @property
+    def chosen_relations(self) -> list[str]:
+        """`--relations` as names."""
+        return [name.strip() for name in self.relations.split(",")]

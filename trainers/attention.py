@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ class SelfAttention:
         causal: whether tokens see only themselves and those before them.
     """
 
-    maps: tuple[nn.Module, ...]
+    maps: tuple[Any, ...]
     sizes: tuple[int, int, int]
     heads: int
     causal: bool
@@ -81,9 +82,9 @@ def find_attention(model: PreTrainedModel) -> list[SelfAttention]:
             )
         ((module, names),) = candidates
         maps = tuple(getattr(module, name) for name in names)
-        # The weight of a `Conv1D` lies the other way round, but either has a bias or rows of its output's size.
-        out = [getattr(linear, "out_features", None) or linear.nf for linear in maps]
-        query, key, value = out if len(out) == 3 else (out[0] // 3,) * 3
+        # GPT-2's maps are `Conv1D`, which calls the size of its output nf.
+        widths = [linear.nf if hasattr(linear, "nf") else linear.out_features for linear in maps]
+        query, key, value = widths if len(widths) == 3 else (widths[0] // 3,) * 3
         heads = model.config.num_attention_heads
         found.append(SelfAttention(maps, (query, key, value), heads, bool(getattr(module, "is_causal", False))))
     return found

@@ -1,67 +1,37 @@
-"""Distillation: the student learns from labels, from the teacher's distribution and from its hidden states."""
+"""Distillation: the student learns from labels and from what its teacher says, inside and out."""
 
 import inspect
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
 from prunelle.errors import InputError
-from prunelle.losses import HardLabelLoss, HiddenCosineLoss, SoftTargetLoss
-from prunelle.trainers.arguments import FinetuningArguments
+from prunelle.trainers.arguments import DistillationArguments
+from prunelle.trainers.objective import build_objective
+from prunelle.trainers.terms import Batch
 
-IGNORED = -100
-
-
-@dataclass
-class DistillationArguments(FinetuningArguments):
-    """How the student is trained. The defaults are DistilBERT's (arXiv:1910.01108)."""
-
-    soft_target_weight: float = field(
-        default=5.0, metadata={"help": "Weight of the divergence from the teacher's distribution."}
-    )
-    hard_label_weight: float = field(default=2.0, metadata={"help": "Weight of the cross-entropy with the labels."})
-    hidden_cosine_weight: float = field(
-        default=1.0, metadata={"help": "Weight of the cosine between last hidden states; wants equal hidden sizes."}
-    )
-    temperature: float = field(default=2.0, metadata={"help": "Softens both distributions of the soft targets."})
-    distilled_positions: Literal["masked", "all"] = field(
-        default="masked", metadata={"help": "Where a masked LM learns the teacher's distribution."}
-    )
-
-    def __post_init__(self) -> None:
-        weights = {f"{name}_weight": weight for name, weight in self.term_weights.items()}
-        for name, weight in weights.items():
-            if not 0 <= weight < float("inf"):
-                raise InputError(f"--{name} {weight} must not be negative")
-        if not any(weights.values()):
-            raise InputError(f"{', '.join('--' + name for name in weights)} are all 0: nothing would be learned")
-        if not 0 < self.temperature < float("inf"):
-            raise InputError(f"--temperature {self.temperature} must be above 0")
-        super().__post_init__()
-
-    @property
-    def term_weights(self) -> dict[str, float]:
-        """The weight of each loss term, by the name it is logged under."""
-        return {
-            "soft_target": self.soft_target_weight,
-            "hard_label": self.hard_label_weight,
-            "hidden_cosine": self.hidden_cosine_weight,
-        }
+PROJECTIONS = "projections.safetensors"
 
 
 class DistillationTrainer(Trainer):
-    """`transformers.Trainer` whose loss is the weighted sum of soft-target, hard-label and hidden-cosine terms.
+    """`transformers.Trainer` whose loss is the weighted sum of the terms that the arguments ask for.
 
     The teacher stays an attribute: it is moved to the device, evaluated without gradients, and neither wrapped
     into the student nor saved with it. Each term is divided by the number of items it runs over in the whole
     accumulated batch on all processes, so that accumulation and the number of processes do not change the
     gradient. Each is logged by name, as its mean over the items seen since the last log; with several processes
     the evaluation's means count the few examples twice that fill up the last batch.
+
+    Projections of hidden states belong to the objective, not to the student. The optimizer trains them as it does
+    the student's weights, gradients are clipped together, and a checkpoint keeps them in a file of their own. They
+    are not wrapped by DDP, so their gradients are averaged over the processes once a step, as DDP does the
+    student's.
 
     Args:
         model: The student.
@@ -70,27 +40,28 @@ class DistillationTrainer(Trainer):
         kwargs: As for `transformers.Trainer`.
 
     Raises:
-        InputError: The two cannot be compared; see `check_pair`.
+        InputError: The two cannot be compared; see `build_objective`. Or there are projections, and FSDP or
+            DeepSpeed to shard what is trained.
     """
 
     def __init__(
         self, model: PreTrainedModel, teacher: PreTrainedModel, args: DistillationArguments, **kwargs: Any
     ) -> None:
-        check_pair(model, teacher, args)
         super().__init__(model=model, args=args, **kwargs)
         if args.n_gpu > 1:
             raise InputError(f"{args.n_gpu} GPUs and one process: start one process a GPU with `accelerate launch`")
+        # After the Trainer has set the seed: random projections begin alike in all processes.
+        self.objective = build_objective(model, teacher, args).to(args.device)
+        self.projections = list(self.objective.parameters())
+        if self.projections and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise InputError("--hidden_projection is learned in one process or under DDP, not with FSDP or DeepSpeed")
         # The loss below is divided by the items of the whole accumulated batch: the Trainer counts them, and
         # must not divide by the number of accumulation steps again.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
-        self.weights = {name: weight for name, weight in args.term_weights.items() if weight}
-        self.soft_target = SoftTargetLoss(args.temperature)
-        self.hard_label = HardLabelLoss()
-        self.hidden_cosine = HiddenCosineLoss()
         self.teacher_inputs = set(inspect.signature(teacher.forward).parameters)
         self.teacher: nn.Module | None = None
-        if self.weights.keys() - {"hard_label"}:
+        if self.objective.needs_teacher:
             teacher.eval().requires_grad_(False)
             self.teacher = self.accelerator.prepare_model(teacher, evaluation_mode=True)
         self.means = {"train": TermMeans(), "eval": TermMeans()}
@@ -100,12 +71,22 @@ class DistillationTrainer(Trainer):
     ) -> tuple[list[Any], Any]:
         """The batches of one optimizer step, and how many items each term runs over in them, on all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        # A step begins. The Trainer has cleared the gradients of the student alone.
+        self.objective.zero_grad()
         if not batches:
             return batches, None
         counts = torch.stack([self._count_items(batch) for batch in batches]).sum(0).to(device)
         if self._averages_over_processes:
             counts = self.accelerator.reduce(counts, reduction="sum")
         return batches, counts
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """One micro-batch; after the last of a step, the projections' gradients are averaged over the processes."""
+        loss = super().training_step(*args, **kwargs)
+        if self.accelerator.sync_gradients and self.accelerator.num_processes > 1:
+            for projection in self.projections:
+                projection.grad = self.accelerator.reduce(projection.grad, reduction="mean")
+        return loss
 
     def compute_loss(
         self,
@@ -119,42 +100,38 @@ class DistillationTrainer(Trainer):
         `num_items_in_batch` is what `get_batch_samples` counted; in evaluation each batch counts for itself.
         """
         features = {name: value for name, value in inputs.items() if name != "labels"}
-        labels, mask = inputs["labels"], inputs["attention_mask"]
-        hidden = {"output_hidden_states": True} if "hidden_cosine" in self.weights else {}
-
-        student = model(**features, **hidden)
+        student = self.objective.observe_student(model, features)
+        teacher = None
         if self.teacher is not None:
             with torch.no_grad():
                 accepted = {name: value for name, value in features.items() if name in self.teacher_inputs}
-                teacher = self.teacher(**accepted, **hidden)
+                teacher = self.objective.observe_teacher(self.teacher, accepted)
 
-        own_items = dict(zip(self.weights, self._count_items(inputs), strict=True))
-        training = model.training
-        items = dict(zip(self.weights, num_items_in_batch, strict=True)) if training else own_items
-
-        terms: dict[str, Tensor] = {}
-        if "soft_target" in self.weights:
-            chosen = self._distilled(labels, mask)
-            terms["soft_target"] = self.soft_target(
-                student.logits[chosen], teacher.logits[chosen], items["soft_target"]
-            )
-        if "hard_label" in self.weights:
-            rows = student.logits.flatten(0, -2)
-            terms["hard_label"] = self.hard_label(rows, labels.flatten(), items["hard_label"])
-        if "hidden_cosine" in self.weights:
-            terms["hidden_cosine"] = self.hidden_cosine(
-                student.hidden_states[-1], teacher.hidden_states[-1], mask, items["hidden_cosine"]
-            )
+        training, weights = model.training, self.objective.weights
+        own_items = self._count_items(inputs)
+        items = num_items_in_batch if training else own_items
+        terms = self.objective(student, teacher, _batch(inputs), items)
 
         means = self.means["train" if training else "eval"]
-        for name, term in terms.items():
-            means.add(name, term.detach() * items[name], own_items[name])
+        for (name, term), total, own in zip(terms.items(), items, own_items, strict=True):
+            means.add(name, term.detach() * total, own)
 
-        loss = sum(self.weights[name] * term for name, term in terms.items())
+        loss = sum(weights[name] * term for name, term in terms.items())
         if training and self._averages_over_processes:
             # Each process holds its share of the sum, and DDP averages the shares' gradients.
             loss = loss * self.accelerator.num_processes
+        if training and self.accelerator.num_processes > 1 and not self.objective.needs_logits:
+            # DDP waits for the gradients of all that made the logits, those of the head too.
+            loss = loss + 0.0 * student.logits.sum()
         return (loss, {"logits": student.logits}) if return_outputs else loss
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The student's optimizer, with the projections beside its weights."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if new := [projection for projection in self.projections if id(projection) not in known]:
+            optimizer.add_param_group({"params": new, "weight_decay": self.args.weight_decay})
+        return optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds each term's mean to the training loss's log line."""
@@ -169,29 +146,32 @@ class DistillationTrainer(Trainer):
         output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         terms = self.means["eval"].pop(self.accelerator)
-        output.metrics[f"{prefix}_loss"] = sum(self.weights[name] * value for name, value in terms.items())
+        output.metrics[f"{prefix}_loss"] = sum(self.objective.weights[name] * value for name, value in terms.items())
         output.metrics.update({f"{prefix}_loss_{name}": value for name, value in terms.items()})
         return output
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        return super()._clip_grad_norm(nn.ModuleList([model, self.objective]) if self.projections else model)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.projections and self.args.should_save:
+            save_file(self.objective.state_dict(), Path(output_dir) / PROJECTIONS)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self.projections:
+            if not (file := Path(checkpoint) / PROJECTIONS).is_file():
+                raise InputError(f"{checkpoint} holds no {PROJECTIONS}: it was trained without --hidden_projection")
+            self.objective.load_state_dict(load_file(file))
+        super()._load_optimizer_and_scheduler(checkpoint)
 
     @property
     def _averages_over_processes(self) -> bool:
         return self.args.average_tokens_across_devices and self.accelerator.num_processes > 1
 
     def _count_items(self, inputs: dict[str, Any]) -> Tensor:
-        """(terms,) how many items each term, in the order of `weights`, runs over in one batch."""
-        labels, mask = inputs["labels"], inputs["attention_mask"]
-        counts = {
-            "soft_target": lambda: self._distilled(labels, mask).sum(),
-            "hard_label": lambda: labels.ne(IGNORED).sum(),
-            "hidden_cosine": lambda: mask.sum(),
-        }
-        return torch.stack([counts[name]() for name in self.weights])
-
-    def _distilled(self, labels: Tensor, mask: Tensor) -> Tensor:
-        """Where the student learns the teacher's distribution: bool, shaped like the labels."""
-        if labels.dim() == 1 or self.args.distilled_positions == "masked":
-            return labels.ne(IGNORED)
-        return mask.bool()
+        """(terms,) how many items each term runs over in one batch."""
+        return self.objective.count(_batch(inputs))
 
 
 class TermMeans:
@@ -220,21 +200,13 @@ class TermMeans:
 
 
 def check_pair(student: PreTrainedModel, teacher: PreTrainedModel, arguments: DistillationArguments) -> None:
-    """See that a student's and a teacher's outputs can be compared, before anything is trained.
+    """See that a student and a teacher can be compared as the arguments ask, before anything is trained.
 
     Raises:
-        InputError: They differ in vocabulary or classes, or in hidden size where hidden states are compared.
+        InputError: They cannot; see `build_objective`.
     """
-    ours, theirs = student.config, teacher.config
-    if ours.vocab_size != theirs.vocab_size:
-        raise InputError(
-            f"the student's vocabulary has {ours.vocab_size} tokens and the teacher's {theirs.vocab_size}: "
-            "both must read the same token ids"
-        )
-    if student.get_output_embeddings() is None and ours.num_labels != theirs.num_labels:
-        raise InputError(f"the student has {ours.num_labels} classes and the teacher {theirs.num_labels}")
-    if arguments.hidden_cosine_weight and ours.hidden_size != theirs.hidden_size:
-        raise InputError(
-            f"the student's hidden size is {ours.hidden_size} and the teacher's {theirs.hidden_size}: their cosine "
-            "is not defined; give --hidden_cosine_weight 0"
-        )
+    build_objective(student, teacher, arguments)
+
+
+def _batch(inputs: dict[str, Any]) -> Batch:
+    return Batch(inputs["labels"], inputs["attention_mask"])

@@ -3,20 +3,18 @@
 from prunelle.errors import InputError
 
 
-def read_layer_map(text: str, flag: str) -> list[tuple[int, int]] | str:
-    """A flag's value: `uniform`, `last`, or pairs such as `1:0,3:1,5:2` as (teacher, student) numbers.
+def explicit_pairs(text: str, flag: str) -> list[tuple[int, int]] | None:
+    """The (teacher, student) pairs of a value such as `1:0,3:1,5:2`; None for `uniform` and `last`.
 
     Raises:
-        InputError: It is none of these.
+        InputError: It is none of these, or names a layer of the student twice.
     """
     if text in ("uniform", "last"):
-        return text
+        return None
     try:
         pairs = [(int(teacher), int(student)) for teacher, student in (pair.split(":") for pair in text.split(","))]
     except ValueError:
-        raise InputError(
-            f"{flag} {text} must be uniform, last, or pairs teacher:student such as 1:0,3:1,5:2"
-        ) from None
+        raise InputError(f"{flag} {text} must be uniform, last, or pairs teacher:student such as 1:0,3:1,5:2") from None
     if len({student for _, student in pairs}) != len(pairs):
         raise InputError(f"{flag} {text} names a layer of the student more than once")
     return pairs
@@ -31,13 +29,10 @@ def layer_pairs(text: str, flag: str, teacher_depth: int, student_depth: int) ->
     Raises:
         InputError: The flag cannot be read, or names a layer that does not exist.
     """
-    pairs = read_layer_map(text, flag)
-    if pairs == "last":
-        return [(teacher_depth - 1, student_depth - 1)]
-    if pairs == "uniform":
-        ends = [round((layer + 1) * teacher_depth / student_depth) for layer in range(student_depth)]
-        return [(max(end, 1) - 1, layer) for layer, end in enumerate(ends)]
-    assert isinstance(pairs, list)
+    pairs = explicit_pairs(text, flag)
+    if pairs is None:
+        every = [(max(round((i + 1) * teacher_depth / student_depth), 1) - 1, i) for i in range(student_depth)]
+        return every if text == "uniform" else every[-1:]
     for whose, depth, layers in (
         ("teacher", teacher_depth, [teacher for teacher, _ in pairs]),
         ("student", student_depth, [student for _, student in pairs]),

@@ -1,15 +1,35 @@
 """The distillation trainer: the same gradient however a batch is cut, terms by name, resume to the bit."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
-from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, PreTrainedModel, set_seed
+from safetensors.torch import load_file
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    PreTrainedModel,
+    set_seed,
+)
 
 from prunelle.compression import student_from_layers
-from prunelle.losses import HardLabelLoss, HiddenCosineLoss, SoftTargetLoss
+from prunelle.errors import InputError
+from prunelle.losses import (
+    HardLabelLoss,
+    HiddenCosineLoss,
+    HiddenMSELoss,
+    RelationalDistanceLoss,
+    SelfAttentionRelationLoss,
+    SoftTargetLoss,
+)
 from prunelle.trainers import DistillationArguments, DistillationTrainer
 
 CONFIG = {
@@ -49,8 +69,24 @@ def pair(masked_lm: bool) -> tuple[PreTrainedModel, PreTrainedModel]:
     return student_from_layers(teacher, [0]).double(), teacher.double()
 
 
-def train(folder: Path, masked_lm: bool, **arguments: Any) -> DistillationTrainer:
-    student, teacher = pair(masked_lm)
+def narrow_pair(masked_lm: bool) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """The student has 2 layers of half the teacher's width."""
+    _, teacher = pair(masked_lm)
+    set_seed(1)
+    return type(teacher)(BertConfig(**CONFIG | {"num_hidden_layers": 2, "hidden_size": 8})).double(), teacher
+
+
+def distilbert_pair(masked_lm: bool) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """The student is of another architecture."""
+    _, teacher = pair(masked_lm)
+    set_seed(1)
+    sizes = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24, "initializer_range": 0.5, "num_labels": 3}
+    config = DistilBertConfig(vocab_size=40, **sizes, dropout=0.0, attention_dropout=0.0, seq_classif_dropout=0.0)
+    return DistilBertForSequenceClassification(config).double(), teacher
+
+
+def train(folder: Path, masked_lm: bool, models: Any = pair, **arguments: Any) -> DistillationTrainer:
+    student, teacher = models(masked_lm)
     settings: dict[str, Any] = {
         "optim": "sgd",
         "learning_rate": 0.1,
@@ -154,3 +190,176 @@ def test_a_run_resumes_to_the_bit(tmp_path: Path) -> None:
     resumed = train(tmp_path, False, resume_from_checkpoint=str(tmp_path / "checkpoint-2"), **shared)
     for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+NO_LOGITS = {"soft_target_weight": 0.0, "hard_label_weight": 0.0, "hidden_cosine_weight": 0.0}
+ONE_TERM: dict[str, dict[str, Any]] = {
+    **{
+        f"soft_target {loss}": {"soft_target_weight": 1.0, "soft_target_loss": loss, "soft_target_top_k": 2}
+        for loss in ("forward_kl", "reverse_kl", "jensen_shannon", "mse", "decoupled", "top_k")
+    },
+    "hidden_cosine": {"hidden_cosine_weight": 1.0, "hidden_projection": "identity"},
+    "hidden_mse": {"hidden_mse_weight": 1.0, "hidden_projection": "random", "layer_map": "0:0,2:1"},
+    "embedding": {"embedding_weight": 1.0, "hidden_projection": "identity"},
+    "patient": {"patient_weight": 1.0, "hidden_projection": "identity", "layer_map": "last"},
+    "attention": {"attention_weight": 1.0},
+    "relation": {"relation_weight": 1.0, "relation_heads": 4, "relation_layer_map": "1:1"},
+    "relation as in MiniLM": {"relation_weight": 1.0, "relations": "attention,value"},
+    "relational_distance": {"relational_distance_weight": 1.0},
+    "relational_angle": {"relational_angle_weight": 1.0},
+}
+ALL_TERMS: dict[str, Any] = {
+    "soft_target_loss": "decoupled",
+    "hidden_mse_weight": 1.0,
+    "embedding_weight": 1.0,
+    "patient_weight": 1.0,
+    "hidden_projection": "identity",
+    "attention_weight": 0.1,
+    "relation_weight": 1.0,
+    "relation_heads": 4,
+    "learning_rate": 0.02,
+}
+
+
+@pytest.mark.parametrize("models", [narrow_pair, distilbert_pair])
+@pytest.mark.parametrize("flags", ONE_TERM.values(), ids=ONE_TERM)
+def test_each_term_alone_teaches_the_student(tmp_path: Path, models: Any, flags: dict[str, Any]) -> None:
+    """Prevents a term that is logged and teaches nothing, or that only its projections learn from."""
+    (name,) = {key.removesuffix("_weight") for key in flags if key.endswith("_weight")}
+    shared: dict[str, Any] = {"max_steps": 12, "per_device_train_batch_size": 16, "optim": "adamw_torch"}
+    trainer = train(tmp_path, False, models, **shared, **{**NO_LOGITS, "learning_rate": 3e-3, **flags})
+    values = [line[f"loss_{name}"] for line in trainer.state.log_history[:-1]]
+    assert values[-1] < values[0]
+    before, _ = models(False)
+    embeddings = [model.get_input_embeddings().weight for model in (trainer.model, before)]
+    assert not torch.equal(*embeddings)
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(values[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("masked_lm", [True, False], ids=["masked-lm", "classification"])
+def test_accumulated_batches_train_like_one_with_all_terms(tmp_path: Path, masked_lm: bool) -> None:
+    """Prevents a term that counts its items otherwise than it sums them, and projections that average micro-batches."""
+    whole = train(tmp_path / "1", masked_lm, narrow_pair, **ALL_TERMS, per_device_train_batch_size=4)
+    cut: dict[str, Any] = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    split = train(tmp_path / "2", masked_lm, narrow_pair, **ALL_TERMS, **cut)
+    assert len(whole.projections) == 6
+    for one, four in zip(
+        [*whole.model.parameters(), *whole.projections],
+        [*split.model.parameters(), *split.projections],
+        strict=True,
+    ):
+        torch.testing.assert_close(four, one, rtol=0, atol=1e-10)
+    for one_log, four_log in zip(whole.state.log_history[:-1], split.state.log_history[:-1], strict=True):
+        logged = {k: v for k, v in one_log.items() if "loss" in k}
+        assert len(logged) == 9
+        assert logged == pytest.approx({k: v for k, v in four_log.items() if "loss" in k}, rel=1e-4)
+
+
+def test_the_first_step_of_the_other_terms(tmp_path: Path) -> None:
+    """Prevents layers off by one, queries for keys, or a sum over pairs where the mean is meant."""
+    flags = {"hidden_mse_weight": 3.0, "relation_weight": 0.5, "relational_distance_weight": 2.0}
+    maps = {"layer_map": "1:0", "relation_layer_map": "2:0", "relation_heads": 4, "relations": "query,value"}
+    once: dict[str, Any] = {"max_steps": 1, "per_device_train_batch_size": 16, "learning_rate": 0.0}
+    trainer = train(tmp_path, False, **once, **NO_LOGITS, **flags, **maps)
+    student, teacher = pair(False)
+    batch = {name: torch.tensor(column[:]) for name, column in rows(16, False).to_dict().items()}
+    batch.pop("labels")
+    mask = batch["attention_mask"]
+    with torch.no_grad():
+        ours, theirs = (model(**batch, output_hidden_states=True).hidden_states for model in (student, teacher))
+        attention = [student.bert.encoder.layer[0].attention.self, teacher.bert.encoder.layer[2].attention.self]
+        relations = []
+        for name in ("query", "value"):
+            s, t = (getattr(a, name)(h) for a, h in zip(attention, (ours[0], theirs[2]), strict=True))
+            relations.append(SelfAttentionRelationLoss(4)(s, s, t, t, mask).item())
+    means = [(h[-1] * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True) for h in (ours, theirs)]
+    expected = {
+        "loss_hidden_mse": HiddenMSELoss()(ours[1], theirs[2], mask).item(),
+        "loss_relation": sum(relations) / 2,
+        "loss_relational_distance": RelationalDistanceLoss()(*means).item(),
+    }
+    logged = trainer.state.log_history[0]
+    assert {name: logged[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    assert logged["loss"] == pytest.approx(
+        3 * logged["loss_hidden_mse"] + 0.5 * logged["loss_relation"] + 2 * logged["loss_relational_distance"], rel=1e-4
+    )
+
+
+def test_projections_resume_to_the_bit_and_stay_out_of_the_student(tmp_path: Path) -> None:
+    """Prevents projections that start anew, gradients left over from the step before, and a student of other keys."""
+    shared: dict[str, Any] = {"optim": "adamw_torch", "lr_scheduler_type": "linear", "per_device_train_batch_size": 4}
+    shared |= ALL_TERMS | {"hidden_projection": "random", "max_grad_norm": 1.0}
+    whole = train(tmp_path, False, narrow_pair, save_strategy="steps", save_steps=2, **shared)
+    checkpoint = tmp_path / "checkpoint-2"
+    resumed = train(tmp_path, False, narrow_pair, resume_from_checkpoint=str(checkpoint), **shared)
+    assert len(whole.projections) == 6
+    for one, other in zip(
+        [*whole.model.parameters(), *whole.projections],
+        [*resumed.model.parameters(), *resumed.projections],
+        strict=True,
+    ):
+        assert torch.equal(one, other)
+    before = load_file(checkpoint / "projections.safetensors")
+    assert not any(torch.equal(before[name], now) for name, now in whole.objective.state_dict().items())
+
+    whole.save_model(str(tmp_path / "student"))
+    assert not list((tmp_path / "student").glob("projections*"))
+    assert load_file(tmp_path / "student" / "model.safetensors").keys() == whole.model.state_dict().keys()
+    saved = BertForSequenceClassification.from_pretrained(tmp_path / "student")
+    for one, other in zip(saved.double().parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_checkpoint_without_projections_is_refused(tmp_path: Path) -> None:
+    """Prevents projections from starting anew in the middle of a run, in silence."""
+    train(tmp_path, False, save_strategy="steps", save_steps=2, per_device_train_batch_size=4)
+    with pytest.raises(InputError, match="without --hidden_projection"):
+        train(tmp_path, False, hidden_projection="identity", resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_checkpointed_activations_give_the_same_gradient(tmp_path: Path) -> None:
+    """Prevents queries, keys and values that are caught without the graph behind them."""
+    flags = {**NO_LOGITS, "relation_weight": 1.0, "attention_weight": 1.0, "learning_rate": 0.01}
+    plain = train(tmp_path / "1", False, narrow_pair, **flags)
+    checkpointed = train(tmp_path / "2", False, narrow_pair, activation_checkpointing=True, **flags)
+    for one, other in zip(plain.model.parameters(), checkpointed.model.parameters(), strict=True):
+        torch.testing.assert_close(other, one, rtol=0, atol=1e-12)
+
+
+TWO_PROCESSES = """
+import sys
+from pathlib import Path
+from safetensors.torch import save_file
+from test_distillation import WITHOUT_LOGITS, narrow_pair, train
+
+trainer = train(Path(sys.argv[1]), False, narrow_pair, per_device_train_batch_size=2, **WITHOUT_LOGITS)
+assert trainer.accelerator.num_processes == 2
+learned = [*trainer.accelerator.unwrap_model(trainer.model).parameters(), *trainer.projections]
+tensors = {str(number): parameter.detach().clone() for number, parameter in enumerate(learned)}
+save_file(tensors, f"{sys.argv[1]}-{trainer.args.process_index}")
+"""
+WITHOUT_LOGITS: dict[str, Any] = {
+    **NO_LOGITS,
+    "hidden_mse_weight": 1.0,
+    "relation_weight": 1.0,
+    "hidden_projection": "random",
+    "max_grad_norm": 1.0,
+    "learning_rate": 0.02,
+}
+
+
+def test_two_processes_train_projections_like_one(tmp_path: Path) -> None:
+    """Prevents projections that differ between processes, and DDP waiting for a head that no term reads."""
+    one = train(tmp_path / "one", False, narrow_pair, per_device_train_batch_size=4, **WITHOUT_LOGITS)
+    (tmp_path / "two.py").write_text(TWO_PROCESSES)
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path(__file__).parent)}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*launcher, tmp_path / "two.py", tmp_path / "two"], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    expected = [*one.model.parameters(), *one.projections]
+    for process in range(2):
+        found = load_file(tmp_path / f"two-{process}")
+        for number, parameter in enumerate(expected):
+            torch.testing.assert_close(found[f"{number}"], parameter.detach(), rtol=0, atol=1e-10)

@@ -1,0 +1,276 @@
+"""The loss of a distillation: named terms with weights, made for one teacher and one student."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prunelle.errors import InputError
+from prunelle.losses import (
+    AttentionMapLoss,
+    DecoupledLoss,
+    HiddenCosineLoss,
+    HiddenMSELoss,
+    HiddenProjection,
+    JensenShannonLoss,
+    LogitMSELoss,
+    PatientLoss,
+    RelationalAngleLoss,
+    RelationalDistanceLoss,
+    ReverseKLLoss,
+    SelfAttentionRelationLoss,
+    SoftTargetLoss,
+    TopKTargetLoss,
+)
+from prunelle.trainers.arguments import DistillationArguments
+from prunelle.trainers.attention import SelfAttention, attends_by_products, catch, find_attention
+from prunelle.trainers.layer_map import layer_pairs
+from prunelle.trainers.terms import (
+    Batch,
+    HardLabelTerm,
+    HiddenTerm,
+    Outputs,
+    RelationalTerm,
+    SoftTargetTerm,
+    Term,
+    VectorTerm,
+    attended_examples,
+    attended_pairs,
+    attended_tokens,
+    causal_pairs,
+)
+
+
+class Objective(nn.Module):
+    """Named terms and their weights. Its parameters are the projections: learned, and no part of the student.
+
+    Args:
+        terms: by the name they are logged under.
+        weights: by the same names, above 0.
+        student_attention, teacher_attention: of the layers whose queries, keys and values a term asks for.
+    """
+
+    def __init__(
+        self,
+        terms: Mapping[str, Term],
+        weights: Mapping[str, float],
+        student_attention: Mapping[int, SelfAttention],
+        teacher_attention: Mapping[int, SelfAttention],
+    ) -> None:
+        super().__init__()
+        self.terms = nn.ModuleDict(terms)
+        self.weights = dict(weights)
+        self.student_attention, self.teacher_attention = student_attention, teacher_attention
+        self.needs_teacher = any(term.needs_teacher for term in terms.values())
+        self.needs_logits = any(term.needs_logits for term in terms.values())
+        self.needs_hidden_states = any(term.needs_hidden_states for term in terms.values())
+
+    def count(self, batch: Batch) -> Tensor:
+        """(terms,) how many items each term runs over in one batch."""
+        return torch.stack([term.count(batch) for term in self._each()])
+
+    def observe_student(self, student: nn.Module, features: Mapping[str, Any]) -> Outputs:
+        """Run the student and keep what the terms ask for."""
+        return self._observe(student, features, self.student_attention)
+
+    def observe_teacher(self, teacher: nn.Module, features: Mapping[str, Any]) -> Outputs:
+        """Run the teacher and keep what the terms ask for."""
+        return self._observe(teacher, features, self.teacher_attention)
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, items: Tensor) -> dict[str, Tensor]:
+        """Each term by name, before it is weighed.
+
+        Args:
+            items: (terms,) what to divide each term by.
+        """
+        counts = dict(zip(self.terms, items, strict=True))
+        return {name: term(student, teacher, batch, counts[name]) for name, term in self.terms.items()}
+
+    def _each(self) -> list[Term]:
+        return [term for term in self.terms.values() if isinstance(term, Term)]
+
+    def _observe(
+        self, model: nn.Module, features: Mapping[str, Any], attention: Mapping[int, SelfAttention]
+    ) -> Outputs:
+        hidden = {"output_hidden_states": True} if self.needs_hidden_states else {}
+        with catch(attention) as vectors:
+            outputs = model(**features, **hidden)
+        return Outputs(outputs.logits, outputs.hidden_states if hidden else (), vectors)
+
+
+def build_objective(student: PreTrainedModel, teacher: PreTrainedModel, arguments: DistillationArguments) -> Objective:
+    """The terms of weight above 0, made for the two.
+
+    Raises:
+        InputError: The two cannot be compared in the way that is asked: vocabulary, classes, hidden sizes, layers
+            or heads.
+    """
+    _check_same_classes(student, teacher, arguments)
+    weights = {name: weight for name, weight in arguments.term_weights.items() if weight}
+    ours: list[SelfAttention] = []
+    theirs: list[SelfAttention] = []
+    if {"attention", "relation"} & weights.keys():
+        _check_catchable(arguments)
+        ours, theirs = find_attention(student), find_attention(teacher)
+        _check_direction(ours, theirs)
+
+    every: dict[str, Callable[[], Term]] = {
+        "soft_target": lambda: _soft_target(arguments),
+        "hard_label": HardLabelTerm,
+        "hidden_cosine": lambda: _hidden("hidden_cosine", student, teacher, arguments),
+        "hidden_mse": lambda: _hidden("hidden_mse", student, teacher, arguments),
+        "embedding": lambda: _hidden("embedding", student, teacher, arguments),
+        "patient": lambda: _hidden("patient", student, teacher, arguments),
+        "attention": lambda: _attention(student, teacher, ours[0].causal, arguments),
+        "relation": lambda: _relation(student, teacher, ours, theirs, arguments),
+        "relational_distance": lambda: RelationalTerm(RelationalDistanceLoss(), order=2),
+        "relational_angle": lambda: RelationalTerm(RelationalAngleLoss(), order=3),
+    }
+    terms = {name: every[name]() for name in weights}
+    caught = [pair for term in terms.values() for pair in term.vector_pairs]
+    return Objective(
+        terms,
+        weights,
+        {layer: ours[layer] for _, layer in caught},
+        {layer: theirs[layer] for layer, _ in caught},
+    ).to(torch.promote_types(student.dtype, torch.float32))
+
+
+def _soft_target(arguments: DistillationArguments) -> Term:
+    temperature = arguments.temperature
+    weights = (arguments.decoupled_target_weight, arguments.decoupled_non_target_weight)
+    losses: dict[str, Callable[[], nn.Module]] = {
+        "forward_kl": lambda: SoftTargetLoss(temperature),
+        "reverse_kl": lambda: ReverseKLLoss(temperature),
+        "jensen_shannon": lambda: JensenShannonLoss(arguments.jensen_shannon_beta, temperature),
+        "mse": LogitMSELoss,
+        "decoupled": lambda: DecoupledLoss(*weights, temperature),
+        "top_k": lambda: TopKTargetLoss(temperature),
+    }
+    loss = losses[arguments.soft_target_loss]()
+    return SoftTargetTerm(loss, arguments.distilled_positions == "all", arguments.soft_target_top_k)
+
+
+def _hidden(name: str, student: PreTrainedModel, teacher: PreTrainedModel, arguments: DistillationArguments) -> Term:
+    # In `hidden_states` layer 0 comes second, after the embeddings.
+    mapped = [(theirs + 1, ours + 1) for theirs, ours in _pairs("layer_map", student, teacher, arguments)]
+    kind: type[nn.Module]
+    kind, pairs, items = {
+        "hidden_cosine": (HiddenCosineLoss, [(-1, -1)], attended_tokens),
+        "hidden_mse": (HiddenMSELoss, mapped, attended_tokens),
+        "embedding": (HiddenMSELoss, [(0, 0)], attended_tokens),
+        "patient": (PatientLoss, mapped, attended_examples),
+    }[name]
+    ours, theirs = student.config.hidden_size, teacher.config.hidden_size
+    if arguments.hidden_projection == "none":
+        if ours != theirs:
+            raise InputError(
+                f"the student's hidden size is {ours} and the teacher's {theirs}: learn a projection with "
+                f"--hidden_projection identity, or give --{name}_weight 0"
+            )
+        return HiddenTerm([kind() for _ in pairs], pairs, items)
+    projections = [HiddenProjection(ours, theirs, arguments.hidden_projection) for _ in pairs]
+    return HiddenTerm([kind(projection) for projection in projections], pairs, items)
+
+
+def _attention(
+    student: PreTrainedModel, teacher: PreTrainedModel, causal: bool, arguments: DistillationArguments
+) -> Term:
+    heads = _attention_heads("--attention_weight", student, teacher)
+    pairs = _pairs("layer_map", student, teacher, arguments)
+    items = causal_pairs if causal else attended_pairs
+    return VectorTerm({"attention": AttentionMapLoss(heads, causal)}, pairs, items)
+
+
+def _relation(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    ours: Sequence[SelfAttention],
+    theirs: Sequence[SelfAttention],
+    arguments: DistillationArguments,
+) -> Term:
+    pairs = _pairs("relation_layer_map", student, teacher, arguments)
+    losses: dict[str, nn.Module] = {}
+    for name in arguments.chosen_relations:
+        if name == "attention":
+            heads = _attention_heads("--relations attention", student, teacher)
+        else:
+            heads = arguments.relation_heads or teacher.config.num_attention_heads
+            _check_heads(heads, name, "student", [ours[layer] for _, layer in pairs])
+            _check_heads(heads, name, "teacher", [theirs[layer] for layer, _ in pairs])
+        losses[name] = SelfAttentionRelationLoss(heads, ours[0].causal)
+    return VectorTerm(losses, pairs, attended_tokens)
+
+
+def _pairs(
+    flag: str, student: PreTrainedModel, teacher: PreTrainedModel, arguments: DistillationArguments
+) -> list[tuple[int, int]]:
+    depths = (teacher.config.num_hidden_layers, student.config.num_hidden_layers)
+    return layer_pairs(getattr(arguments, flag), f"--{flag}", *depths)
+
+
+def _check_same_classes(student: PreTrainedModel, teacher: PreTrainedModel, arguments: DistillationArguments) -> None:
+    ours, theirs = student.config, teacher.config
+    if ours.vocab_size != theirs.vocab_size:
+        raise InputError(
+            f"the student's vocabulary has {ours.vocab_size} tokens and the teacher's {theirs.vocab_size}: "
+            "both must read the same token ids"
+        )
+    is_language_model = student.get_output_embeddings() is not None
+    if not is_language_model and ours.num_labels != theirs.num_labels:
+        raise InputError(f"the student has {ours.num_labels} classes and the teacher {theirs.num_labels}")
+    classes = ours.vocab_size if is_language_model else ours.num_labels
+    if (
+        arguments.soft_target_weight
+        and arguments.soft_target_loss == "top_k"
+        and arguments.soft_target_top_k >= classes
+    ):
+        raise InputError(
+            f"--soft_target_top_k {arguments.soft_target_top_k} must be less than the {classes} classes: "
+            "with all of them it is --soft_target_loss forward_kl"
+        )
+
+
+def _check_catchable(arguments: DistillationArguments) -> None:
+    if arguments.gradient_checkpointing and (arguments.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+        raise InputError(
+            "reentrant checkpointing of activations computes queries, keys and values without gradients, which "
+            "attention and relations need: set use_reentrant to false"
+        )
+
+
+def _attention_heads(flag: str, student: PreTrainedModel, teacher: PreTrainedModel) -> int:
+    """The number of attention heads of both."""
+    ours, theirs = student.config.num_attention_heads, teacher.config.num_attention_heads
+    if ours != theirs:
+        raise InputError(
+            f"{flag} compares head by head, and the student has {ours} attention heads and the teacher {theirs}; "
+            "--relation_weight with the relations query,key,value splits heads anew"
+        )
+    for model in (student, teacher):
+        if not attends_by_products(model):
+            raise InputError(
+                f"{flag}: the attention of {type(model).__name__} is not made of queries and keys alone (it adds "
+                "positions to them later); --relation_weight with the relations query,key,value does without"
+            )
+    return ours
+
+
+def _check_heads(heads: int, name: str, whose: str, attentions: Sequence[SelfAttention]) -> None:
+    for attention in attentions:
+        size = attention.sizes[("query", "key", "value").index(name)]
+        if size % heads:
+            raise InputError(
+                f"{heads} relation heads (--relation_heads, by default the teacher's attention heads) do not "
+                f"divide the {size} numbers of a token's {name} in the {whose}"
+            )
+
+
+def _check_direction(ours: Sequence[SelfAttention], theirs: Sequence[SelfAttention]) -> None:
+    if ours[0].causal != theirs[0].causal:
+        raise InputError(
+            "one of student and teacher attends to earlier tokens alone and the other both ways: neither their "
+            "attention nor their relations can be compared; give --attention_weight 0 and --relation_weight 0"
+        )

@@ -1,0 +1,209 @@
+"""The terms of a distillation loss: what each asks of the models, what it counts, and how its loss is fed."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from prunelle.losses import DecoupledLoss, HardLabelLoss, TopKTargetLoss, top_k_distribution
+from prunelle.trainers.attention import Vectors
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a batch asks for beside the models' inputs.
+
+    Args:
+        labels: (batch,) classes, or (batch, tokens) token ids; -100 where nothing is asked.
+        attention_mask: (batch, tokens), 1 for attended tokens.
+    """
+
+    labels: Tensor
+    attention_mask: Tensor
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a model says about a batch.
+
+    Args:
+        logits: (batch, classes) or (batch, tokens, classes).
+        hidden_states: (batch, tokens, hidden) of the embeddings and of each layer; empty where no term asks.
+        vectors: queries, keys and values of the layers that a term asks for.
+    """
+
+    logits: Tensor
+    hidden_states: Sequence[Tensor]
+    vectors: Mapping[int, Vectors]
+
+
+class Term(nn.Module):
+    """A named part of the loss: the sum over its items in a batch, divided by `num_items`.
+
+    Its parameters, if any, are learned beside the student's.
+    """
+
+    needs_teacher = True
+    needs_logits = False
+    needs_hidden_states = False
+    # (teacher, student) numbers of the layers whose queries, keys and values are needed.
+    vector_pairs: Sequence[tuple[int, int]] = ()
+
+    def count(self, batch: Batch) -> Tensor:
+        """How many items the term runs over in one batch."""
+        raise NotImplementedError
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch, num_items: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class SoftTargetTerm(Term):
+    """The teacher's distribution: of each example, or at the masked or at all attended positions of a masked LM."""
+
+    needs_logits = True
+
+    def __init__(self, loss: nn.Module, everywhere: bool, top_k: int) -> None:
+        super().__init__()
+        self.loss, self.everywhere, self.top_k = loss, everywhere, top_k
+
+    def distilled(self, batch: Batch) -> Tensor:
+        """Where the student learns the teacher's distribution: bool, shaped like the labels."""
+        if batch.labels.dim() == 1 or not self.everywhere:
+            return batch.labels.ne(IGNORED)
+        return batch.attention_mask.bool()
+
+    def count(self, batch: Batch) -> Tensor:
+        return self.distilled(batch).sum()
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch, num_items: Tensor) -> Tensor:
+        chosen = self.distilled(batch)
+        ours, theirs = student.logits[chosen], teacher.logits[chosen]
+        if isinstance(self.loss, DecoupledLoss):
+            return self.loss(ours, theirs, batch.labels[chosen], num_items)
+        if isinstance(self.loss, TopKTargetLoss):
+            return self.loss(ours, *top_k_distribution(theirs, self.top_k, self.loss.temperature), num_items)
+        return self.loss(ours, theirs, num_items)
+
+
+class HardLabelTerm(Term):
+    """The labels, or the masked tokens."""
+
+    needs_teacher = False
+    needs_logits = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss = HardLabelLoss()
+
+    def count(self, batch: Batch) -> Tensor:
+        return batch.labels.ne(IGNORED).sum()
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, num_items: Tensor) -> Tensor:
+        return self.loss(student.logits.flatten(0, -2), batch.labels.flatten(), num_items)
+
+
+class HiddenTerm(Term):
+    """A loss on hidden states, averaged over pairs of them.
+
+    Args:
+        losses: one a pair, each with the projection of its own, if any.
+        pairs: (teacher, student) places in `hidden_states`: 0 is the embeddings' output.
+        items: what the loss counts.
+    """
+
+    needs_hidden_states = True
+
+    def __init__(
+        self, losses: Sequence[nn.Module], pairs: Sequence[tuple[int, int]], items: Callable[[Batch], Tensor]
+    ) -> None:
+        super().__init__()
+        self.losses, self.pairs, self.items = nn.ModuleList(losses), pairs, items
+
+    def count(self, batch: Batch) -> Tensor:
+        return self.items(batch)
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch, num_items: Tensor) -> Tensor:
+        values = [
+            loss(student.hidden_states[ours], teacher.hidden_states[theirs], batch.attention_mask, num_items)
+            for loss, (theirs, ours) in zip(self.losses, self.pairs, strict=True)
+        ]
+        return sum(values[1:], start=values[0]) / len(values)
+
+
+class VectorTerm(Term):
+    """A loss on queries, keys and values, averaged over pairs of layers and over what is related.
+
+    Args:
+        losses: by what is related: `attention`, queries to keys, or `query`, `key` or `value`, each to its like.
+        pairs: (teacher, student) numbers of layers.
+        items: what the loss counts.
+    """
+
+    def __init__(
+        self, losses: Mapping[str, nn.Module], pairs: Sequence[tuple[int, int]], items: Callable[[Batch], Tensor]
+    ) -> None:
+        super().__init__()
+        self.losses, self.vector_pairs, self.items = nn.ModuleDict(losses), pairs, items
+
+    def count(self, batch: Batch) -> Tensor:
+        return self.items(batch)
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch, num_items: Tensor) -> Tensor:
+        values = []
+        for theirs, ours in self.vector_pairs:
+            for name, loss in self.losses.items():
+                ends = ("query", "key") if name == "attention" else (name, name)
+                layers = (student.vectors[ours], teacher.vectors[theirs])
+                vectors = [getattr(layer, end) for layer in layers for end in ends]
+                values.append(loss(*vectors, batch.attention_mask, num_items))
+        return sum(values[1:], start=values[0]) / len(values)
+
+
+class RelationalTerm(Term):
+    """A loss on how the examples of one micro-batch lie to each other: their last hidden states, averaged.
+
+    Args:
+        loss: on one vector an example.
+        order: how many different examples each item is made of.
+    """
+
+    needs_hidden_states = True
+
+    def __init__(self, loss: nn.Module, order: int) -> None:
+        super().__init__()
+        self.loss, self.order = loss, order
+
+    def count(self, batch: Batch) -> Tensor:
+        rows = len(batch.labels)
+        items = rows * (rows - 1) // 2 if self.order == 2 else rows * (rows - 1) * (rows - 2)
+        return torch.full((), items, device=batch.labels.device)
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch, num_items: Tensor) -> Tensor:
+        ours, theirs = (_mean(outputs.hidden_states[-1], batch.attention_mask) for outputs in (student, teacher))
+        return self.loss(ours, theirs, num_items)
+
+
+def attended_tokens(batch: Batch) -> Tensor:
+    return batch.attention_mask.sum()
+
+
+def attended_examples(batch: Batch) -> Tensor:
+    return batch.attention_mask.bool().any(-1).sum()
+
+
+def attended_pairs(batch: Batch) -> Tensor:
+    return batch.attention_mask.sum(-1).square().sum()
+
+
+def causal_pairs(batch: Batch) -> Tensor:
+    tokens = batch.attention_mask.sum(-1)
+    return (tokens * (tokens + 1)).sum() // 2
+
+
+def _mean(hidden: Tensor, attention_mask: Tensor) -> Tensor:
+    """(batch, hidden) the mean of the attended tokens' states."""
+    attended = attention_mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * attended).sum(1) / attended.sum(1).clamp(min=1)
