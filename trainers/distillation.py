@@ -121,7 +121,7 @@ class DistillationTrainer(Trainer):
             # Each process holds its share of the sum, and DDP averages the shares' gradients.
             loss = loss * self.accelerator.num_processes
         if training and self.accelerator.num_processes > 1 and not self.objective.needs_logits:
-            # DDP waits for the gradients of all that made the logits, those of the head too.
+            # DDP waits for the gradients of the head too, and what hooks catch is none of the outputs it knows of.
             loss = loss + 0.0 * student.logits.sum()
         return (loss, {"logits": student.logits}) if return_outputs else loss
 
