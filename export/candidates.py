@@ -74,9 +74,7 @@ class Candidate:
         if self.format == "onnx":
             return OnnxRunner(self.path, self.name, parameters=0)
         dtype = torch.bfloat16 if self.format == "torch-bf16" else torch.float32
-        model, loading = _from_pretrained(
-            auto_class.from_pretrained, self.path, dtype=dtype, output_loading_info=True
-        )
+        model, loading = _from_pretrained(auto_class.from_pretrained, self.path, dtype=dtype, output_loading_info=True)
         missing = sorted(loading["missing_keys"])
         if missing:
             raise InputError(
@@ -114,9 +112,7 @@ def find_candidates(reference: str, candidates: Sequence[str]) -> list[Candidate
         found |= dict.fromkeys(_expand(candidate))
     if len(found) < 2:
         raise InputError(f"nothing to compare with {reference}: give other models with --candidates")
-    return [
-        Candidate(name, format, path) for name, (format, path) in zip(_names(list(found)), found, strict=True)
-    ]
+    return [Candidate(name, format, path) for name, (format, path) in zip(_names(list(found)), found, strict=True)]
 
 
 def _expand(given: str) -> list[tuple[str, str]]:
@@ -160,9 +156,7 @@ def _onnx(file: Path) -> tuple[str, str]:
 
 def _names(found: list[tuple[str, str]]) -> list[str]:
     """For each model the end of its path, as much of it as tells it from the others."""
-    parts = [
-        [part for part in Path(path).parts if format != "onnx" or part != "onnx"] for format, path in found
-    ]
+    parts = [[part for part in Path(path).parts if format != "onnx" or part != "onnx"] for format, path in found]
     depths = [1] * len(found)
     while True:
         names = [
@@ -171,8 +165,7 @@ def _names(found: list[tuple[str, str]]) -> list[str]:
         ]
         counts = Counter(names)
         deeper = [
-            min(depth + (counts[name] > 1), len(words))
-            for depth, name, words in zip(depths, names, parts, strict=True)
+            min(depth + (counts[name] > 1), len(words)) for depth, name, words in zip(depths, names, parts, strict=True)
         ]
         if deeper == depths:
             return names

@@ -11,14 +11,16 @@ class Markup(str):
     __slots__ = ()
 
 
-def tag(name: str, *children: str, **attributes: object) -> Markup:
+def tag(name: str, /, *children: str, **attributes: str | float | None) -> Markup:
     """`<name attribute="…">children</name>`.
 
-    `stroke_width=1` becomes `stroke-width="1"`, and a trailing underscore (`class_`) is dropped. Floats are
-    written to a tenth, which is enough for pixels.
+    `stroke_width=1` becomes `stroke-width="1"`, a trailing underscore (`class_`) is dropped, and so is an
+    attribute of None. Floats are written to a tenth, which is enough for pixels.
     """
     words = [name]
     for key, value in attributes.items():
+        if value is None:
+            continue
         text = f"{value:.1f}" if isinstance(value, float) else str(value)
         words.append(f'{key.rstrip("_").replace("_", "-")}="{html.escape(text)}"')
     opened = f"<{' '.join(words)}>"

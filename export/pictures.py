@@ -26,13 +26,13 @@ def colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
-def bubbles(metric: str, values: Sequence[float], milliseconds: Sequence[float], sizes: Sequence[int]) -> Markup:
-    """A metric over latency, one bubble a model, its area in proportion to its size on disk.
+def bubbles(accuracies: Sequence[float], milliseconds: Sequence[float], sizes: Sequence[int]) -> Markup:
+    """Accuracy over latency, one bubble a model, its area in proportion to its size on disk.
 
     Latency is drawn on a logarithmic scale, where equal steps are equal speed-ups.
     """
     width, height, left, right, top, bottom = 340, 250, 52, 16, 18, 42
-    low, high = _padded(values, share=0.25, least=0.01)
+    low, high = _padded(accuracies, share=0.25, least=0.01)
     fastest, slowest = min(milliseconds) / 1.35, max(milliseconds) * 1.35
     across = _scale(math.log(fastest), math.log(slowest), left, width - right)
     up = _scale(low, high, height - bottom, top)
@@ -40,15 +40,17 @@ def bubbles(metric: str, values: Sequence[float], milliseconds: Sequence[float],
         *_horizontal_grid(_ticks(low, high, 5), up, left, width - right),
         *_vertical_ticks(_log_ticks(fastest, slowest), lambda value: across(math.log(value)), height - bottom, top),
         _text(left + (width - left - right) / 2, height - 8, "ms a call (median, logarithmic)", text_anchor="middle"),
-        _text(4, 11, metric),
+        _text(4, 11, "accuracy"),
     ]
     largest = max(sizes)
     order = sorted(range(len(sizes)), key=lambda index: -sizes[index])  # small ones on top of large ones
     for index in order:
-        if not math.isfinite(values[index]):
-            continue
-        x, y, radius = across(math.log(milliseconds[index])), up(values[index]), 20 * math.sqrt(sizes[index] / largest)
-        title = f"{metric} {values[index]:.4f}, {milliseconds[index]:.2f} ms, {sizes[index] / 1e6:.1f} MB"
+        x, y, radius = (
+            across(math.log(milliseconds[index])),
+            up(accuracies[index]),
+            20 * (sizes[index] / largest) ** 0.5,
+        )
+        title = f"accuracy {accuracies[index]:.4f}, {milliseconds[index]:.2f} ms, {sizes[index] / 1e6:.1f} MB"
         parts.append(
             tag(
                 "g",
@@ -120,7 +122,9 @@ def confusion(matrix: NDArray[np.int64], reference: NDArray[np.int64], classes: 
             share = value / totals[row]
             x, y = left + cell * column, top + cell * row
             ink = "#fff" if share > 0.6 else INK
-            box = tag("rect", x=x, y=y, width=cell - 1, height=cell - 1, fill=colour(index), fill_opacity=f"{share:.3f}")
+            box = tag(
+                "rect", x=x, y=y, width=cell - 1, height=cell - 1, fill=colour(index), fill_opacity=f"{share:.3f}"
+            )
             frame = tag("rect", x=x, y=y, width=cell - 1, height=cell - 1, fill="none", stroke=RULE)
             title = tag("title", f"{classes[row]} predicted as {classes[column]}: {value} ({change:+d})")
             numbers = []
@@ -146,7 +150,7 @@ def _svg(width: int, height: int, *parts: Markup) -> Markup:
     return tag("svg", *parts, viewBox=f"0 0 {width} {height}", width=width, height=height, role="img")
 
 
-def _text(x: float, y: float, text: str, title: str | None = None, **attributes: object) -> Markup:
+def _text(x: float, y: float, text: str, title: str | None = None, **attributes: str | float) -> Markup:
     shown = join(text, tag("title", title)) if title is not None and title != text else text
     return tag("text", shown, x=float(x), y=float(y), **({"fill": GREY, "font_size": 12} | attributes))
 
@@ -161,8 +165,7 @@ def _scale(low: float, high: float, start: float, end: float) -> Callable[[float
 
 def _padded(values: Sequence[float], share: float, least: float) -> tuple[float, float]:
     """A range around the values that is never so narrow that noise looks like a difference."""
-    known = [value for value in values if math.isfinite(value)] or [0.0]
-    low, high = min(known), max(known)
+    low, high = min(values), max(values)
     room = max(share * (high - low), (least - (high - low)) / 2, least / 4)
     return low - room, high + room
 
@@ -193,9 +196,7 @@ def _horizontal_grid(ticks: Sequence[float], up: Callable[[float], float], left:
     ]
 
 
-def _vertical_ticks(
-    ticks: Sequence[float], across: Callable[[float], float], floor: float, top: float
-) -> list[Markup]:
+def _vertical_ticks(ticks: Sequence[float], across: Callable[[float], float], floor: float, top: float) -> list[Markup]:
     return [
         part
         for tick in ticks
