@@ -18,6 +18,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#5
 
 GREY, RULE, INK = "#777", "#ddd", "#222"
 
+TEXT_STYLE: dict[str, str | float] = {"fill": GREY, "font_size": 12}
+
 NUMBERED_CLASSES = 12  # cells of larger matrices have no room for a number
 DRAWN_CLASSES = 40
 
@@ -152,7 +154,7 @@ def _svg(width: int, height: int, *parts: Markup) -> Markup:
 
 def _text(x: float, y: float, text: str, title: str | None = None, **attributes: str | float) -> Markup:
     shown = join(text, tag("title", title)) if title is not None and title != text else text
-    return tag("text", shown, x=float(x), y=float(y), **({"fill": GREY, "font_size": 12} | attributes))
+    return tag("text", shown, x=float(x), y=float(y), **(TEXT_STYLE | attributes))
 
 
 def _short(name: str) -> str:
