@@ -41,6 +41,9 @@ class ExportArguments:
     )
     calibration_samples: int = field(default=256, metadata={"help": "How many texts to calibrate on (int8-static)."})
     per_device_eval_batch_size: int = field(default=32, metadata={"help": "Examples run at once."})
+    latency_seconds: float = field(
+        default=20.0, metadata={"help": "How long to measure latency in all, where there is data to compare on."}
+    )
     seed: int = field(
         default=42,
         metadata={"help": "Draws the calibration texts, and held-out data as the run did that trained with it."},
@@ -56,6 +59,8 @@ class ExportArguments:
         for name in ("calibration_samples", "per_device_eval_batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} {getattr(self, name)} must be at least 1")
+        if self.latency_seconds < 0:
+            raise InputError(f"--latency_seconds {self.latency_seconds} must not be negative")
         if self.calibration_file is not None and "int8-static" not in self.variants:
             raise InputError("--calibration_file is for int8-static: add it to --variants")
 

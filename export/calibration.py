@@ -46,7 +46,7 @@ def calibration_batches(
     pool = [text for text in islice(texts, POOL) if isinstance(text, str) and text.strip()]
     if not pool:
         raise InputError("there is no text to calibrate on")
-    batches = []
+    batches: list[Batch] = []
     for text in draw.sample(pool, min(samples, len(pool))):
         encoded = tokenizer(text, truncation=True, max_length=length, return_special_tokens_mask=True)
         words = [

@@ -64,11 +64,10 @@ def load_checkpoint(name: str) -> Checkpoint:
     """
     config = _load(AutoConfig.from_pretrained, name)
     (architecture, *_) = config.architectures or ("a model without a head",)
-    for ending, (auto_class, task) in HEADS.items():
-        if architecture.endswith(ending):
-            break
-    else:
+    ending = next((ending for ending in HEADS if architecture.endswith(ending)), None)
+    if ending is None:
         raise InputError(f"{name} is {architecture}: only models named …{', …'.join(HEADS)} can be exported")
+    auto_class, task = HEADS[ending]
     model, loading = _load(auto_class.from_pretrained, name, config=config, output_loading_info=True)
     if missing := sorted(loading["missing_keys"]):
         raise InputError(f"{name} is not all of {architecture}: {len(missing)} weights are missing, as {missing[0]}")
@@ -78,8 +77,8 @@ def load_checkpoint(name: str) -> Checkpoint:
 def _load(load: Callable[..., Any], name: str, **options: Any) -> Any:
     try:
         return load(name, trust_remote_code=False, **options)
-    except Exception as error:  # of transformers, safetensors, tokenizers and json: each has its own
-        if Path(name).exists():
-            reason = " ".join(str(error).split())
-            raise InputError(f"{name} is not a checkpoint that can be loaded: {reason}") from error
-        raise InputError(f"no folder {name}, and no such model can be had from the hub") from error
+    except Exception as error:  # of the hub, of safetensors and of tokenizers: each has its own
+        if isinstance(error, OSError) and not Path(name).exists():
+            raise InputError(f"no folder {name}, and no such model can be had from the hub") from error
+        reason = " ".join(str(error).split())
+        raise InputError(f"{name} is not a checkpoint that can be loaded: {reason}") from error

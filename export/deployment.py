@@ -56,9 +56,7 @@ def export_and_report(
         ExportError: the student cannot be exported, or its float32 file does not compute what it computes.
         InputError: the data cannot be evaluated.
     """
-    files = export_variants(
-        student, output_dir, input_names=tokenizer.model_input_names, opset_version=opset_version
-    )
+    files = export_variants(student, output_dir, input_names=tokenizer.model_input_names, opset_version=opset_version)
     report = report_on(
         student,
         files,

@@ -30,7 +30,7 @@ def new_folder(target: str | Path) -> Iterator[Path]:
     Raises:
         InputError: at once, when something is at `target` already, other than an empty folder.
     """
-    target = Path(target)
+    target = Path(target).absolute()  # "." has no name
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} already holds something: give another --output_dir, or remove it")
     with published_when_done(target) as unfinished:

@@ -14,7 +14,7 @@ def convert_to_fp16(fp32_file: str | Path, output_file: str | Path) -> Path:
 
     Weights and arithmetic are float16, the logits float32, so that clients read all files alike. It is a
     file for GPUs and for WebGPU: on a CPU onnxruntime computes most of it in float32, converting on the way.
-    Numbers that float16 cannot hold become the nearest that it can.
+    Weights that float16 cannot hold become the nearest that it can.
     """
     output_file = Path(output_file)
     path = list(sys.path)

@@ -87,6 +87,7 @@ def quantize_static(
                 extra_options={"OpTypesToExcludeOutputQuantization": LINEAR_OPERATORS},
             )
             quantizer.quantize_model()
+            quantizer.model.topological_sort()
         save_checked(quantizer.model.model, unfinished)
     return output_file
 

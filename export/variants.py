@@ -13,7 +13,7 @@ from prunelle.export.half_precision import convert_to_fp16
 from prunelle.export.onnx import OPSET_VERSION, export_onnx
 from prunelle.export.quantization import INT4_BLOCK_SIZE, quantize_dynamic, quantize_int4, quantize_static
 from prunelle.export.runner import Batch
-from prunelle.export.verification import verify_runs
+from prunelle.export.verification import verify_half_range, verify_runs
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,8 @@ def export_variants(
     with tempfile.TemporaryDirectory() as folder:
         source = files.get("fp32", Path(folder) / "model.onnx")
         export_onnx(model, source, input_names=input_names, opset_version=opset_version)
+        if "fp16" in files:
+            verify_half_range(model, source)
         for name in [name for name in files if name != "fp32"]:
             with published_when_done(files[name]) as unfinished:
                 converters[name](source, unfinished)

@@ -4,12 +4,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from prunelle.export.calibration import activation_ranges
 from prunelle.export.inference import ExportError, deployed, maximum_length
 from prunelle.export.runner import Logits, OnnxRunner, TorchRunner
+
+HALF_END = float(np.finfo(np.float16).max)
+FLOAT_END = float(np.finfo(np.float32).max)
 
 
 def tolerance(logits: Logits) -> float:
@@ -64,6 +69,27 @@ def verify_runs(model: nn.Module, file: Path) -> None:
             raise ExportError(f"{file.name} gives logits of shape {logits.shape} at {shape}")
         if not np.isfinite(logits if logits.ndim == 2 else logits[attended]).all():
             raise ExportError(f"{file.name} gives logits that are not finite at {shape}")
+
+
+def verify_half_range(model: nn.Module, fp32_file: Path) -> None:
+    """Sees that float16 can hold whatever the model computes at the shapes of `verify_onnx`.
+
+    onnxruntime computes a float16 file in float32 on a CPU, where nothing overflows: so this looks at the values
+    within the float32 file. Infinity, and float32's end, are what attention masks are made of; they are kept.
+
+    Raises:
+        ExportError: a value is beyond float16's end.
+    """
+    proto = onnx.load(fp32_file)
+    tensors = [*proto.graph.value_info, *proto.graph.output]
+    names = [each.name for each in tensors if each.type.tensor_type.elem_type == onnx.TensorProto.FLOAT]
+    ranges = activation_ranges(proto, names, [batch for batch, _, _ in _cases(model)], "minmax")
+    for name, ends in zip(names, ranges, strict=True):
+        largest = max(abs(end) for end in ends)
+        if HALF_END < largest < 0.99 * FLOAT_END:
+            raise ExportError(
+                f"float16 ends at {HALF_END:,.0f}, and {name} reaches {largest:,.0f}: export without fp16"
+            )
 
 
 def _cases(model: nn.Module) -> Iterator[tuple[dict[str, Tensor], NDArray[np.bool_], str]]:

@@ -1,0 +1,76 @@
+"""The data that an export is calibrated on and compared on."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from prunelle.errors import InputError
+from prunelle.export.arguments import ExportArguments, ExportDataArguments
+from prunelle.export.calibration import calibration_batches
+from prunelle.export.checkpoint import Checkpoint
+from prunelle.export.inference import maximum_length
+from prunelle.export.runner import Batch
+from prunelle.tasks import TASKS, Task
+from prunelle.tasks.loading import find_column, read_file
+from prunelle.tasks.text_classification import TEXT_NAMES
+
+
+def task_of(checkpoint: Checkpoint, data: ExportDataArguments, seed: int) -> Task | None:
+    """The task that the model's head is for, with the data given; None where none is given.
+
+    Raises:
+        InputError: the data cannot be read, or the model is not one for it.
+    """
+    if data.task not in (None, checkpoint.task):
+        raise InputError(f"--task {data.task} is not what {checkpoint.name} is for, a {_kind(checkpoint)}")
+    if not data.is_given:
+        return None
+    if checkpoint.task is None:
+        raise InputError(
+            f"{checkpoint.name} is a {_kind(checkpoint)}, whose predictions cannot be compared: it is exported "
+            "without evaluation data, and calibrated with --calibration_file"
+        )
+    _check_length(checkpoint, data)
+    data.task = checkpoint.task  # type: ignore[assignment]
+    task = TASKS[checkpoint.task](data, seed)
+    task.adopt(checkpoint.model.config, checkpoint.name)
+    return task
+
+
+def calibration_of(
+    checkpoint: Checkpoint, task: Task | None, arguments: ExportArguments, data: ExportDataArguments
+) -> Sequence[Batch]:
+    """What `quantize_static` calibrates on: a sample of the calibration file's texts, or of the training data's.
+
+    Raises:
+        InputError: there is neither; data to evaluate on is not taken, since it would praise the result.
+    """
+    texts: Iterable[str]
+    if arguments.calibration_file is not None:
+        rows = read_file(Path(arguments.calibration_file))
+        column = find_column(rows, data.text_column_name, TEXT_NAMES, "text_column_name", arguments.calibration_file)
+        texts = rows[column]
+    elif task is not None and data.has_training_data:
+        texts = task.texts()
+    else:
+        raise InputError("int8-static has no data to calibrate on: give --calibration_file or --train_file")
+    _check_length(checkpoint, data)
+    return calibration_batches(
+        texts,
+        checkpoint.tokenizer,
+        samples=arguments.calibration_samples,
+        length=data.max_seq_length,
+        masked=data.mlm_probability if checkpoint.task == "masked-lm" else 0.0,
+        seed=arguments.seed,
+    )
+
+
+def _check_length(checkpoint: Checkpoint, data: ExportDataArguments) -> None:
+    positions = maximum_length(checkpoint.model)
+    if data.max_seq_length > positions:
+        raise InputError(
+            f"--max_seq_length {data.max_seq_length} is more than the {positions} positions of {checkpoint.name}"
+        )
+
+
+def _kind(checkpoint: Checkpoint) -> str:
+    return type(checkpoint.model).__name__
