@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from prunelle.errors import InputError
+from prunelle.errors import InputError, load_checkpoint_with
 from prunelle.export.runner import OnnxRunner, Runner, TorchRunner
 from prunelle.export.weights import Weights, onnx_weights, read_onnx, torch_weights
 
@@ -51,7 +51,7 @@ class Candidate:
 
     def config(self) -> PreTrainedConfig | None:
         """Its configuration; None where an ONNX file has none."""
-        return None if self.home is None else _from_pretrained(AutoConfig.from_pretrained, self.home)
+        return None if self.home is None else load_checkpoint_with(AutoConfig.from_pretrained, self.home)
 
     def tokenizer(self) -> Tokenizer | None:
         """Its tokenizer; None where its folder has none."""
@@ -60,7 +60,7 @@ class Candidate:
         home = Path(self.home)
         if home.is_dir() and not any((home / name).is_file() for name in TOKENIZER_FILES):
             return None
-        return _from_pretrained(AutoTokenizer.from_pretrained, self.home)
+        return load_checkpoint_with(AutoTokenizer.from_pretrained, self.home)
 
     def load(self, auto_class: Any) -> Runner:
         """The model, ready to run on the CPU.
@@ -74,7 +74,9 @@ class Candidate:
         if self.format == "onnx":
             return OnnxRunner(self.path, self.name, parameters=0)
         dtype = torch.bfloat16 if self.format == "torch-bf16" else torch.float32
-        model, loading = _from_pretrained(auto_class.from_pretrained, self.path, dtype=dtype, output_loading_info=True)
+        model, loading = load_checkpoint_with(
+            auto_class.from_pretrained, self.path, dtype=dtype, output_loading_info=True
+        )
         missing = sorted(loading["missing_keys"])
         if missing:
             raise InputError(
@@ -170,12 +172,3 @@ def _names(found: list[tuple[str, str]]) -> list[str]:
         if deeper == depths:
             return names
         depths = deeper
-
-
-def _from_pretrained(load: Any, path: str, **options: Any) -> Any:
-    try:
-        return load(path, **options)
-    except Exception as error:  # of the hub, of safetensors, of the configuration's own checks
-        if not Path(path).exists() and isinstance(error, OSError):
-            raise InputError(f"no folder {path}, and no such model can be had from the hub") from error
-        raise InputError(f"{path} is not a checkpoint that can be loaded: {' '.join(str(error).split())}") from error

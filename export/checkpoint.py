@@ -1,6 +1,5 @@
 """A checkpoint of whatever architecture, as the class that its configuration names."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from transformers import (
 )
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from prunelle.errors import InputError
+from prunelle.errors import InputError, load_checkpoint_with
 
 # How names of architectures end, what loads them, and the task that can compare their predictions.
 HEADS: dict[str, tuple[Any, str | None]] = {
@@ -62,23 +61,13 @@ def load_checkpoint(name: str) -> Checkpoint:
         InputError: there is no such checkpoint, it cannot be loaded, its head is of a kind that cannot be
             exported, or weights are missing, which would be drawn at random.
     """
-    config = _load(AutoConfig.from_pretrained, name)
+    config = load_checkpoint_with(AutoConfig.from_pretrained, name)
     (architecture, *_) = config.architectures or ("a model without a head",)
     ending = next((ending for ending in HEADS if architecture.endswith(ending)), None)
     if ending is None:
         raise InputError(f"{name} is {architecture}: only models named …{', …'.join(HEADS)} can be exported")
     auto_class, task = HEADS[ending]
-    model, loading = _load(auto_class.from_pretrained, name, config=config, output_loading_info=True)
+    model, loading = load_checkpoint_with(auto_class.from_pretrained, name, config=config, output_loading_info=True)
     if missing := sorted(loading["missing_keys"]):
         raise InputError(f"{name} is not all of {architecture}: {len(missing)} weights are missing, as {missing[0]}")
-    return Checkpoint(name, model.eval(), _load(AutoTokenizer.from_pretrained, name), task)
-
-
-def _load(load: Callable[..., Any], name: str, **options: Any) -> Any:
-    try:
-        return load(name, trust_remote_code=False, **options)
-    except Exception as error:  # of the hub, of safetensors and of tokenizers: each has its own
-        if isinstance(error, OSError) and not Path(name).exists():
-            raise InputError(f"no folder {name}, and no such model can be had from the hub") from error
-        reason = " ".join(str(error).split())
-        raise InputError(f"{name} is not a checkpoint that can be loaded: {reason}") from error
+    return Checkpoint(name, model.eval(), load_checkpoint_with(AutoTokenizer.from_pretrained, name), task)

@@ -3,7 +3,6 @@
 import copy
 import inspect
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from prunelle.compression import distilbert_from_bert, student_from_layers
-from prunelle.errors import InputError
+from prunelle.errors import InputError, load_checkpoint_with
 from prunelle.tasks import Task
 from prunelle.tasks.tokenizer import train_tokenizer
 
@@ -116,9 +115,9 @@ def load_model(name_or_path: str, task: Task, tokenizer_name_or_path: str | None
     Raises:
         InputError: There is no such checkpoint, or its trained head knows other labels.
     """
-    config = _from_pretrained(AutoConfig.from_pretrained, name_or_path)
-    tokenizer = _from_pretrained(AutoTokenizer.from_pretrained, tokenizer_name_or_path or name_or_path)
-    model, loading = _from_pretrained(
+    config = load_checkpoint_with(AutoConfig.from_pretrained, name_or_path)
+    tokenizer = load_checkpoint_with(AutoTokenizer.from_pretrained, tokenizer_name_or_path or name_or_path)
+    model, loading = load_checkpoint_with(
         task.auto_model_class.from_pretrained, name_or_path, config=config, output_loading_info=True
     )
     is_trained = all(key.startswith(f"{model.base_model_prefix}.") for key in loading["missing_keys"])
@@ -141,7 +140,7 @@ def fresh_model(source: str, task: Task, tokenizer_name_or_path: str | None = No
     """
     config = _read_config(source)
     if tokenizer_name_or_path is not None:
-        tokenizer = _from_pretrained(AutoTokenizer.from_pretrained, tokenizer_name_or_path)
+        tokenizer = load_checkpoint_with(AutoTokenizer.from_pretrained, tokenizer_name_or_path)
     else:
         tokenizer = train_tokenizer(task.texts(), config.vocab_size)
         tokenizer.model_max_length = config.max_position_embeddings
@@ -201,16 +200,6 @@ def check_length(max_seq_length: int, *models: PreTrainedModel) -> None:
             )
 
 
-def _from_pretrained(load: Callable[..., Any], name_or_path: str, **options: Any) -> Any:
-    try:
-        return load(name_or_path, **options)
-    except (OSError, ValueError) as error:
-        if Path(name_or_path).exists():
-            reason = " ".join(str(error).split())
-            raise InputError(f"{name_or_path} is not a checkpoint that can be loaded: {reason}") from error
-        raise InputError(f"no folder {name_or_path}, and no such model can be had from the hub") from error
-
-
 def _explicit(source: str) -> dict[str, Any]:
     """What a configuration given as JSON or as a file says itself, without defaults."""
     path = Path(source) / "config.json" if Path(source).is_dir() else Path(source)
@@ -219,7 +208,7 @@ def _explicit(source: str) -> dict[str, Any]:
     elif path.is_file():
         text = path.read_text(encoding="utf-8")
     else:
-        return _from_pretrained(AutoConfig.from_pretrained, source).to_dict()
+        return load_checkpoint_with(AutoConfig.from_pretrained, source).to_dict()
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
