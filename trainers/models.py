@@ -202,13 +202,13 @@ def check_length(max_seq_length: int, *models: PreTrainedModel) -> None:
 
 def _explicit(source: str) -> dict[str, Any]:
     """What a configuration given as JSON or as a file says itself, without defaults."""
-    path = Path(source) / "config.json" if Path(source).is_dir() else Path(source)
-    if source.lstrip().startswith("{"):
+    if source.lstrip().startswith("{"):  # asked first: the file system refuses a name as long as this
         text = source
-    elif path.is_file():
-        text = path.read_text(encoding="utf-8")
     else:
-        return load_checkpoint_with(AutoConfig.from_pretrained, source).to_dict()
+        path = Path(source) / "config.json" if Path(source).is_dir() else Path(source)
+        if not path.is_file():
+            return load_checkpoint_with(AutoConfig.from_pretrained, source).to_dict()
+        text = path.read_text(encoding="utf-8")
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

@@ -34,6 +34,8 @@ def quickstart(output_dir: Path, *more: str) -> list[str]:
                 "max_position_embeddings": 64,
                 "hidden_dropout_prob": 0.0,
                 "attention_probs_dropout_prob": 0.0,
+                "initializer_range": 0.06,
+                "layer_norm_eps": 1e-12,  # with this the JSON is longer than any file's name may be
             }
         ),
         "student_layers": "1",
