@@ -11,7 +11,7 @@ import yaml
 
 from prunelle.cli import main, parse
 from prunelle.errors import InputError
-from prunelle.launch import check_processes, processes_asked_of_accelerate
+from prunelle.launch import check_processes, processes_asked_of_accelerate, was_left_one_thread
 from prunelle.tasks import DataArguments
 from prunelle.trainers import DistillationArguments
 
@@ -63,13 +63,16 @@ def test_the_console_command_lists_its_commands(capsys: pytest.CaptureFixture[st
 
 
 class Parent:
-    """A process with a command line."""
+    """A process with a command line and an environment."""
 
-    def __init__(self, line: str) -> None:
-        self.line = line
+    def __init__(self, line: str, environment: str = "") -> None:
+        self.line, self.environment = line, environment
 
     def cmdline(self) -> list[str]:
         return self.line.split()
+
+    def environ(self) -> dict[str, str]:
+        return dict(word.split("=") for word in self.environment.split())
 
 
 @pytest.mark.parametrize(
@@ -94,6 +97,21 @@ def test_a_configuration_file_is_asked_too(tmp_path: Path) -> None:
     )
     parent: Any = Parent(f"accelerate launch --config_file {tmp_path}/cpu.yaml scripts/distill.py")
     assert processes_asked_of_accelerate(parent) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "environment", "expected"),
+    [
+        ("accelerate launch scripts/distill.py", "", True),
+        ("accelerate launch scripts/distill.py", "OMP_NUM_THREADS=1", False),
+        ("accelerate launch --num_cpu_threads_per_process 1 scripts/distill.py", "", False),
+        ("bash", "", False),
+    ],
+)
+def test_one_thread_is_told_from_one_that_was_asked_for(line: str, environment: str, expected: bool) -> None:
+    """Prevents a CPU's cores from idling behind accelerate's default; and a user's own choice from being overruled."""
+    parent: Any = Parent(line, environment)
+    assert was_left_one_thread(parent) is expected  # the tests' own OMP_NUM_THREADS is 1
 
 
 def test_processes_that_know_nothing_of_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

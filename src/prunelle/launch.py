@@ -1,5 +1,6 @@
 """How a run starts: its processes, its seed, its logs and its output folder."""
 
+import argparse
 import logging
 import os
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import datasets
 import psutil
+import torch
 import transformers
 from accelerate import PartialState
 from transformers import TrainingArguments, set_seed
@@ -66,9 +68,10 @@ def check_output_dir(arguments: TrainingArguments) -> None:
 
 
 def check_processes() -> None:
-    """See that the processes asked for are those that train together.
+    """See that the processes asked for are those that train together, and that they use the cores.
 
-    `accelerate launch --cpu --num_processes N` starts one process without mpirun, and says nothing.
+    `accelerate launch --cpu --num_processes N` starts one process without mpirun, and says nothing; without
+    `--cpu` it leaves that process one thread.
 
     Raises:
         InputError: Several processes were started that each believe to be alone: they would all write the
@@ -80,13 +83,16 @@ def check_processes() -> None:
             f"{started} processes were started and {known} train together: on CPUs start them with "
             f"ACCELERATE_USE_CPU=true torchrun --nproc_per_node {started}"
         )
-    asked = processes_asked_of_accelerate(psutil.Process().parent())
+    parent = psutil.Process().parent()
+    asked = processes_asked_of_accelerate(parent)
     if asked > known:
         logger.warning(
             "accelerate launch was asked for %d processes and started %d, which trains alone; on CPUs start them "
             "with ACCELERATE_USE_CPU=true torchrun --nproc_per_node %d",
             *(asked, known, asked),
         )
+    if known == 1 and not torch.cuda.is_available() and was_left_one_thread(parent):
+        torch.set_num_threads(psutil.cpu_count(logical=False) or 1)
 
 
 def processes_asked_of_accelerate(parent: psutil.Process | None) -> int:
@@ -95,15 +101,35 @@ def processes_asked_of_accelerate(parent: psutil.Process | None) -> int:
     Asked by its `--num_processes`, or by its configuration file. Accelerate passes the number on in no other way.
     """
     from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+
+    arguments = arguments_of_accelerate(parent)
+    if arguments is None:
+        return 1
+    if arguments.num_processes is None and (arguments.config_file or Path(default_config_file).is_file()):
+        return load_config_from_file(arguments.config_file).num_processes or 1
+    return arguments.num_processes or 1
+
+
+def was_left_one_thread(parent: psutil.Process | None) -> bool:
+    """Whether the `accelerate launch` that is our parent chose one thread of itself.
+
+    Without `--cpu` it sets OMP_NUM_THREADS to 1 where nobody has set it, which suits a GPU and leaves a CPU's
+    other cores idle.
+    """
+    arguments = arguments_of_accelerate(parent)
+    if parent is None or arguments is None or arguments.num_cpu_threads_per_process is not None:
+        return False
+    return "OMP_NUM_THREADS" not in parent.environ() and os.environ.get("OMP_NUM_THREADS") == "1"
+
+
+def arguments_of_accelerate(parent: psutil.Process | None) -> argparse.Namespace | None:
+    """The parsed command line of our parent process, where that is `accelerate launch`."""
     from accelerate.commands.launch import launch_command_parser
 
     try:
         words = parent.cmdline() if parent is not None else []
     except psutil.Error:
-        return 1
+        return None
     if "launch" not in words[:3] or Path(words[words.index("launch") - 1]).name != "accelerate":
-        return 1
-    arguments = launch_command_parser().parse_args(words[words.index("launch") + 1 :])
-    if arguments.num_processes is None and (arguments.config_file or Path(default_config_file).is_file()):
-        return load_config_from_file(arguments.config_file).num_processes or 1
-    return arguments.num_processes or 1
+        return None
+    return launch_command_parser().parse_args(words[words.index("launch") + 1 :])
