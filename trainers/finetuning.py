@@ -12,6 +12,7 @@ from transformers import Trainer
 
 from prunelle.compression.record import fingerprint, read_record, write_record
 from prunelle.errors import InputError
+from prunelle.losses import HardLabelLoss
 from prunelle.tasks import Task
 from prunelle.trainers.arguments import FinetuningArguments
 from prunelle.trainers.models import LoadedModel, TeacherStudentArguments, load_model, load_or_start
@@ -64,6 +65,15 @@ def trainer_data(task: Task, tokenizer: Tokenizer, encoded: dict[str, Any]) -> d
         "preprocess_logits_for_metrics": predicted_classes,
         "compute_metrics": compute_metrics,
     }
+
+
+def hard_label_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+    """The labels' cross-entropy, summed and divided by the labels of the whole accumulated batch.
+
+    The classifiers' own loss is a mean over one micro-batch, which the Trainer then takes for a share of the whole:
+    accumulated steps and processes would multiply it.
+    """
+    return HardLabelLoss()(outputs.logits.flatten(0, -2), labels.flatten(), num_items_in_batch)
 
 
 def save_model(trainer: Trainer, folder: Path) -> None:
@@ -154,7 +164,8 @@ def finetune(
         record: What `compression.json` is to say beside the metrics on the validation data.
     """
     folder = Path(str(arguments.output_dir))
-    trainer = Trainer(model=loaded.model, args=arguments, **trainer_data(task, loaded.tokenizer, encoded))
+    data = trainer_data(task, loaded.tokenizer, encoded)
+    trainer = Trainer(model=loaded.model, args=arguments, compute_loss_func=hard_label_loss, **data)
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     metrics = trainer.evaluate()
     save_model(trainer, folder)
