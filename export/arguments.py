@@ -69,7 +69,7 @@ class ExportArguments:
 class ExportDataArguments(DataArguments):
     """The data of `DataArguments`, of which nothing must be given and a file to evaluate on is enough."""
 
-    task: Literal["text-classification", "masked-lm"] | None = field(  # type: ignore[assignment]
+    task: Literal["text-classification", "masked-lm", "causal-lm"] | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "By default what the model's head is for."}
     )
 

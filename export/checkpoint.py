@@ -22,8 +22,8 @@ HEADS: dict[str, tuple[Any, str | None]] = {
     "ForSequenceClassification": (AutoModelForSequenceClassification, "text-classification"),
     "ForMaskedLM": (AutoModelForMaskedLM, "masked-lm"),
     "ForTokenClassification": (AutoModelForTokenClassification, None),
-    "ForCausalLM": (AutoModelForCausalLM, None),
-    "LMHeadModel": (AutoModelForCausalLM, None),
+    "ForCausalLM": (AutoModelForCausalLM, "causal-lm"),
+    "LMHeadModel": (AutoModelForCausalLM, "causal-lm"),
 }
 
 

@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from prunelle.tasks.arguments import DataArguments as DataArguments
+from prunelle.tasks.causal_lm import CausalLanguageModelling as CausalLanguageModelling
 from prunelle.tasks.masked_lm import MaskedLanguageModelling as MaskedLanguageModelling
 from prunelle.tasks.text_classification import TextClassification as TextClassification
 
@@ -30,4 +31,5 @@ class Task(Protocol):
 TASKS: dict[str, Callable[[DataArguments, int], Task]] = {
     "text-classification": TextClassification,
     "masked-lm": MaskedLanguageModelling,
+    "causal-lm": CausalLanguageModelling,
 }

@@ -12,7 +12,7 @@ BUILTIN_PREFIX = "builtin:"
 class DataArguments:
     """What is learned, and from which data."""
 
-    task: Literal["text-classification", "masked-lm"] = field(
+    task: Literal["text-classification", "masked-lm", "causal-lm"] = field(
         default="text-classification", metadata={"help": "What the model learns to predict."}
     )
     dataset_name: str | None = field(
@@ -20,10 +20,10 @@ class DataArguments:
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "The hub data set's configuration."})
     streaming: bool = field(
-        default=False, metadata={"help": "Read the hub data set as it trains (masked-lm, with --max_steps)."}
+        default=False, metadata={"help": "Read the hub data set as it trains (language models, with --max_steps)."}
     )
     train_file: str | None = field(
-        default=None, metadata={"help": "CSV, TSV, JSON lines, Parquet, or (masked-lm) plain text."}
+        default=None, metadata={"help": "CSV, TSV, JSON lines, Parquet, or (language models) plain text."}
     )
     validation_file: str | None = field(default=None, metadata={"help": "Like --train_file."})
     test_file: str | None = field(
@@ -36,7 +36,9 @@ class DataArguments:
     validation_split_percentage: int = field(
         default=5, metadata={"help": "Share of the training data held out where there is no validation data."}
     )
-    max_seq_length: int = field(default=128, metadata={"help": "Tokens; longer texts are cut, or packed (masked-lm)."})
+    max_seq_length: int = field(
+        default=128, metadata={"help": "Tokens; longer texts are cut, or packed (language models)."}
+    )
     max_train_samples: int | None = field(default=None, metadata={"help": "Keep the first examples only."})
     max_eval_samples: int | None = field(
         default=None, metadata={"help": "Keep the first examples of validation and test only."}
@@ -68,5 +70,5 @@ class DataArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"--{name} {value} leaves no data; give at least 1")
-        if self.streaming and (self.task != "masked-lm" or self.dataset_name is None):
-            raise InputError("--streaming is for --task masked-lm with a hub data set")
+        if self.streaming and (self.task not in ("masked-lm", "causal-lm") or self.dataset_name is None):
+            raise InputError("--streaming is for --task masked-lm or causal-lm with a hub data set")

@@ -47,7 +47,10 @@ class DistillationArguments(FinetuningArguments):
         default=64, metadata={"help": "How many classes top_k keeps apart; all others share one bucket."}
     )
     distilled_positions: Literal["masked", "all"] = field(
-        default="masked", metadata={"help": "Where a masked LM learns the teacher's distribution."}
+        default="masked",
+        metadata={
+            "help": "Where a language model learns the teacher's distribution: where it has to predict, or everywhere."
+        },
     )
     hard_label_weight: float = field(default=2.0, metadata={"help": "Weight of the cross-entropy with the labels."})
     hidden_cosine_weight: float = field(

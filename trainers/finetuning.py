@@ -166,6 +166,8 @@ def finetune(
     folder = Path(str(arguments.output_dir))
     data = trainer_data(task, loaded.tokenizer, encoded)
     trainer = Trainer(model=loaded.model, args=arguments, compute_loss_func=hard_label_loss, **data)
+    # Labels stand where their logits do, a causal language model's too: all of them count.
+    trainer._loss_shifts_labels = False
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     metrics = trainer.evaluate()
     save_model(trainer, folder)

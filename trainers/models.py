@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from prunelle.compression import distilbert_from_bert, student_from_layers
 from prunelle.errors import InputError, load_checkpoint_with
 from prunelle.tasks import Task
-from prunelle.tasks.tokenizer import train_tokenizer
+from prunelle.tasks.tokenizer import train_causal_tokenizer, train_tokenizer
 
 
 @dataclass
@@ -142,7 +142,8 @@ def fresh_model(source: str, task: Task, tokenizer_name_or_path: str | None = No
     if tokenizer_name_or_path is not None:
         tokenizer = load_checkpoint_with(AutoTokenizer.from_pretrained, tokenizer_name_or_path)
     else:
-        tokenizer = train_tokenizer(task.texts(), config.vocab_size)
+        train = train_causal_tokenizer if task.auto_model_class is AutoModelForCausalLM else train_tokenizer
+        tokenizer = train(task.texts(), config.vocab_size)
         tokenizer.model_max_length = config.max_position_embeddings
     _fit_to_tokenizer(config, tokenizer)
     task.configure(config)

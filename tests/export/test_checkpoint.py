@@ -24,7 +24,7 @@ MODELS = {
     "token classifier": (lambda: BertForTokenClassification(BertConfig(**SMALL)), None),
     "causal language model": (
         lambda: GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=2, n_positions=16)),
-        None,
+        "causal-lm",
     ),
 }
 

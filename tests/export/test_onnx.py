@@ -10,6 +10,8 @@ from transformers import (
     DistilBertForMaskedLM,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     ModernBertConfig,
     ModernBertForSequenceClassification,
     RobertaConfig,
@@ -161,6 +163,9 @@ FAMILIES = {
     ),
     "gpt2": lambda: GPT2LMHeadModel(
         GPT2Config(vocab_size=100, n_embd=32, n_layer=1, n_head=4, n_positions=48, bos_token_id=1, eos_token_id=2)
+    ),
+    "llama": lambda: LlamaForCausalLM(
+        LlamaConfig(**SMALL, num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2)
     ),
 }
 
