@@ -15,18 +15,19 @@ from prunelle.cli import parse, run
 from prunelle.compression.record import write_record
 from prunelle.export import export_and_report
 from prunelle.launch import start
-from prunelle.tasks import TASKS, DataArguments
+from prunelle.tasks import TASKS, DistillationDataArguments
 from prunelle.trainers import DistillationArguments, DistillationTrainer
-from prunelle.trainers.distillation import check_pair
+from prunelle.trainers.distillation import check_pair, check_unlabeled
 from prunelle.trainers.finetuning import finetune, load_teacher, save_model, trainer_data
 from prunelle.trainers.models import TeacherStudentArguments, build_student, check_length, tokenizer_for
 
 
 def main(argv: Sequence[str]) -> None:
     data, models, arguments, recipe = parse(
-        argv, DataArguments, TeacherStudentArguments, DistillationArguments, description=__doc__
+        argv, DistillationDataArguments, TeacherStudentArguments, DistillationArguments, description=__doc__
     )
     start(arguments, data)
+    check_unlabeled(data.unlabeled_file, arguments)
     task = TASKS[data.task](data, arguments.seed)
     teacher = load_teacher(models, task, arguments)
 

@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from prunelle.tasks.arguments import DataArguments as DataArguments
+from prunelle.tasks.arguments import DistillationDataArguments as DistillationDataArguments
 from prunelle.tasks.causal_lm import CausalLanguageModelling as CausalLanguageModelling
 from prunelle.tasks.masked_lm import MaskedLanguageModelling as MaskedLanguageModelling
 from prunelle.tasks.text_classification import TextClassification as TextClassification
@@ -19,7 +20,7 @@ class Task(Protocol):
     auto_model_class: Any
     splits: dict[str, Any]
 
-    def fingerprint(self) -> str: ...
+    def fingerprint(self, unlabeled: bool = True) -> str: ...
     def texts(self) -> Any: ...
     def configure(self, config: PreTrainedConfig) -> None: ...
     def adopt(self, config: PreTrainedConfig, model_name: str) -> None: ...

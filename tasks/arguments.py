@@ -72,3 +72,20 @@ class DataArguments:
                 raise InputError(f"--{name} {value} leaves no data; give at least 1")
         if self.streaming and (self.task not in ("masked-lm", "causal-lm") or self.dataset_name is None):
             raise InputError("--streaming is for --task masked-lm or causal-lm with a hub data set")
+
+
+@dataclass
+class DistillationDataArguments(DataArguments):
+    """The data of `DataArguments`, and text on which the teacher alone speaks."""
+
+    unlabeled_file: str | None = field(
+        default=None, metadata={"help": "Like --train_file, without labels: more text to learn from the teacher."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.unlabeled_file is not None and self.task != "text-classification":
+            raise InputError(
+                f"--unlabeled_file is for --task text-classification: {self.task} learns from text without labels as "
+                "it is, give it all as --train_file"
+            )

@@ -32,7 +32,7 @@ STREAMED_EVALUATION_SAMPLES = 1000
 
 
 def load_splits(arguments: DataArguments, seed: int) -> dict[str, datasets.Dataset | datasets.IterableDataset]:
-    """The splits `train`, `validation` and, where there is one, `test`, as they are in the source.
+    """The splits `train`, `validation` and, where they are given, `test` and `unlabeled`, as they are in the source.
 
     Without validation data a share of the training data is held out, the same for the same seed. Only `train`
     can be a stream.
@@ -61,6 +61,8 @@ def load_splits(arguments: DataArguments, seed: int) -> dict[str, datasets.Datas
     }.items():
         if split in splits and limit is not None:
             splits[split] = splits[split].take(limit)
+    if (unlabeled := getattr(arguments, "unlabeled_file", None)) is not None:
+        splits["unlabeled"] = read_file(Path(unlabeled))
     for split, rows in splits.items():
         if isinstance(rows, datasets.Dataset) and len(rows) == 0:
             raise InputError(f"{where(arguments, split)} is empty")
@@ -118,10 +120,16 @@ def where(arguments: DataArguments, split: str) -> str:
     return str(file) if file is not None else f"the {split} split of {arguments.dataset_name or arguments.train_file}"
 
 
-def fingerprint(splits: dict[str, Any], arguments: DataArguments) -> str:
-    """A hash of the data's content (of its name, for a stream) and of how it is prepared."""
+def fingerprint(splits: dict[str, Any], arguments: DataArguments, unlabeled: bool = True) -> str:
+    """A hash of the data's content (of its name, for a stream) and of how it is prepared.
+
+    Args:
+        unlabeled: whether the split of that name counts. A model trained on labels alone does not depend on it.
+    """
     digest = hashlib.sha256()
     for split, rows in splits.items():
+        if split == "unlabeled" and not unlabeled:
+            continue
         digest.update(split.encode())
         if isinstance(rows, datasets.IterableDataset):
             digest.update(f"{arguments.dataset_name} {arguments.dataset_config_name}".encode())

@@ -39,9 +39,9 @@ class PackedTexts:
             text = find_column(rows, arguments.text_column_name, TEXT_NAMES, "text_column_name", place)
             self.splits[split] = rows.select_columns([text]).rename_columns({text: "text"} if text != "text" else {})
 
-    def fingerprint(self) -> str:
-        """A hash of the data and of how it is prepared."""
-        return loading.fingerprint(self.splits, self.arguments)
+    def fingerprint(self, unlabeled: bool = True) -> str:
+        """A hash of the data, with or without what is unlabeled, and of how it is prepared."""
+        return loading.fingerprint(self.splits, self.arguments, unlabeled)
 
     def texts(self) -> Any:
         """The training texts, for a tokenizer to be trained on."""

@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import datasets
@@ -15,6 +16,8 @@ from prunelle.tasks.arguments import DataArguments
 from prunelle.tasks.loading import find_column, load_splits, where
 
 logger = logging.getLogger(__name__)
+
+IGNORED = -100
 
 TEXT_NAMES = ("text", "sentence", "content", "review", "document", "body")
 LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment", "intent")
@@ -41,6 +44,10 @@ class TextClassification:
         for split, rows in load_splits(arguments, seed).items():
             place = where(arguments, split)
             text = find_column(rows, arguments.text_column_name, TEXT_NAMES, "text_column_name", place)
+            if split == "unlabeled":
+                _check_texts(rows[text], text, place)
+                self.splits[split] = datasets.Dataset.from_dict({"text": rows[text]})
+                continue
             label = find_column(rows, arguments.label_column_name, LABEL_NAMES, "label_column_name", place)
             rows = _text_and_label(rows, text, label)
             if split == "test" and _is_named(rows) and set(rows["label"]) == {-1}:
@@ -58,9 +65,9 @@ class TextClassification:
             train.features["label"].names if _is_named(train) else [str(value) for value in self.class_index]
         )
 
-    def fingerprint(self) -> str:
-        """A hash of the data and of how it is prepared."""
-        return loading.fingerprint(self.splits, self.arguments)
+    def fingerprint(self, unlabeled: bool = True) -> str:
+        """A hash of the data, with or without what is unlabeled, and of how it is prepared."""
+        return loading.fingerprint(self.splits, self.arguments, unlabeled)
 
     def texts(self) -> Any:
         """The training texts, for a tokenizer to be trained on."""
@@ -96,11 +103,16 @@ class TextClassification:
         self.class_names = [str(config.id2label[index]) for index in range(len(classes))]
 
     def encode(self, tokenizer: Tokenizer) -> dict[str, datasets.Dataset]:
-        """The splits as `input_ids`, `attention_mask` (… as the tokenizer gives them) and `labels`."""
+        """The splits as `input_ids`, `attention_mask` (… as the tokenizer gives them) and `labels`.
+
+        What is unlabeled has the label -100, which losses on labels leave out.
+        """
         length = self.arguments.max_seq_length
 
         def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
             encoded = tokenizer(batch["text"], truncation=True, max_length=length)
+            if "label" not in batch:
+                return {**encoded, "labels": [IGNORED] * len(batch["text"])}
             return {**encoded, "labels": [self.class_index[value] for value in batch["label"]]}
 
         return {
@@ -128,10 +140,15 @@ def _text_and_label(rows: datasets.Dataset, text: str, label: str) -> datasets.D
     return rows.select_columns([text, label]).rename_columns({text: "text", label: "label"})
 
 
-def _check_complete(rows: datasets.Dataset, text: str, label: str, place: str) -> None:
-    for number, (value, target) in enumerate(zip(rows["text"], rows["label"], strict=True), start=1):
+def _check_texts(texts: Iterable[Any], text: str, place: str) -> None:
+    for number, value in enumerate(texts, start=1):
         if not isinstance(value, str) or not value.strip():
             raise InputError(f"{place}, example {number}: column {text!r} holds no text but {value!r}")
+
+
+def _check_complete(rows: datasets.Dataset, text: str, label: str, place: str) -> None:
+    _check_texts(rows["text"], text, place)
+    for number, target in enumerate(rows["label"], start=1):
         if target is None or target == "" or (target == -1 and _is_named(rows)):
             raise InputError(f"{place}, example {number}: column {label!r} holds no label but {target!r}")
 

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from prunelle.cli import parse
-from prunelle.tasks import DataArguments
+from prunelle.tasks import DataArguments, DistillationDataArguments
 from prunelle.trainers import DistillationArguments, FinetuningArguments
 from prunelle.trainers.models import ModelArguments, TeacherStudentArguments
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 FLAGS = {
-    "distill": (DataArguments, TeacherStudentArguments, DistillationArguments),
+    "distill": (DistillationDataArguments, TeacherStudentArguments, DistillationArguments),
     "finetune": (DataArguments, ModelArguments, FinetuningArguments),
 }
 FILES = sorted(file for file in RECIPES.rglob("*.yaml") if file.parent.name != "accelerate")

@@ -208,5 +208,25 @@ def check_pair(student: PreTrainedModel, teacher: PreTrainedModel, arguments: Di
     build_objective(student, teacher, arguments)
 
 
+def check_unlabeled(unlabeled_file: str | None, arguments: DistillationArguments) -> None:
+    """See that the loss has something to say about examples without a label, where there are any.
+
+    Raises:
+        InputError: No term listens to the teacher, or the soft targets need a label.
+    """
+    if unlabeled_file is None:
+        return
+    if not any(weight for name, weight in arguments.term_weights.items() if name != "hard_label"):
+        raise InputError(
+            "--unlabeled_file is for the teacher to speak on, but every weight except --hard_label_weight is 0: "
+            "give --soft_target_weight, or leave the file out"
+        )
+    if arguments.soft_target_weight and arguments.soft_target_loss == "decoupled":
+        raise InputError(
+            "--soft_target_loss decoupled needs the label of every example: with --unlabeled_file give another, "
+            "such as forward_kl"
+        )
+
+
 def _batch(inputs: dict[str, Any]) -> Batch:
     return Batch(inputs["labels"], inputs["attention_mask"])

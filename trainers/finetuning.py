@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers import Trainer
@@ -47,7 +48,10 @@ SETTINGS_THAT_TRAIN = (
 
 
 def trainer_data(task: Task, tokenizer: Tokenizer, encoded: dict[str, Any]) -> dict[str, Any]:
-    """What a `Trainer` wants of a task: data, collator, tokenizer and metrics, as keyword arguments."""
+    """What a `Trainer` wants of a task: data, collator, tokenizer and metrics, as keyword arguments.
+
+    It trains on what is unlabeled too, where `encoded` has that.
+    """
 
     def predicted_classes(logits: Any, labels: Any) -> torch.Tensor:
         # The Trainer keeps what this returns of every batch: classes, not logits over a vocabulary.
@@ -57,8 +61,9 @@ def trainer_data(task: Task, tokenizer: Tokenizer, encoded: dict[str, Any]) -> d
         asked = evaluation.label_ids != IGNORED
         return task.compute_metrics(evaluation.predictions[asked], evaluation.label_ids[asked])
 
+    train, unlabeled = encoded["train"], encoded.get("unlabeled")
     return {
-        "train_dataset": encoded["train"],
+        "train_dataset": train if unlabeled is None else datasets.concatenate_datasets([train, unlabeled]),
         "eval_dataset": encoded["validation"],
         "data_collator": task.collator(tokenizer, encoded),
         "processing_class": tokenizer,
@@ -149,7 +154,7 @@ def teacher_identity(source: str, loaded: LoadedModel, task: Task, arguments: Fi
     return fingerprint(
         source,
         sorted(loaded.tokenizer.get_vocab().items()),
-        task.fingerprint(),
+        task.fingerprint(unlabeled=False),
         arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size,
         {name: getattr(arguments, name) for name in SETTINGS_THAT_TRAIN},
     )
@@ -164,7 +169,8 @@ def finetune(
         record: What `compression.json` is to say beside the metrics on the validation data.
     """
     folder = Path(str(arguments.output_dir))
-    data = trainer_data(task, loaded.tokenizer, encoded)
+    labelled = {split: rows for split, rows in encoded.items() if split != "unlabeled"}
+    data = trainer_data(task, loaded.tokenizer, labelled)
     trainer = Trainer(model=loaded.model, args=arguments, compute_loss_func=hard_label_loss, **data)
     # Labels stand where their logits do, a causal language model's too: all of them count.
     trainer._loss_shifts_labels = False
@@ -172,6 +178,7 @@ def finetune(
     metrics = trainer.evaluate()
     save_model(trainer, folder)
     if trainer.is_world_process_zero():
-        write_record(folder, methods=["finetune"], metrics=metrics, data=task.fingerprint(), **record)
+        data_hash = task.fingerprint(unlabeled=False)
+        write_record(folder, methods=["finetune"], metrics=metrics, data=data_hash, **record)
     trainer.accelerator.wait_for_everyone()
     loaded.model, loaded.is_trained = trainer.accelerator.unwrap_model(trainer.model), True

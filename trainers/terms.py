@@ -17,7 +17,8 @@ class Batch:
     """What a batch asks for beside the models' inputs.
 
     Args:
-        labels: (batch,) classes, or (batch, tokens) token ids; -100 where nothing is asked.
+        labels: (batch,) classes, -100 for unlabeled examples; or (batch, tokens) token ids, -100 where nothing is
+            asked.
         attention_mask: (batch, tokens), 1 for attended tokens.
     """
 
@@ -71,9 +72,9 @@ class SoftTargetTerm(Term):
 
     def distilled(self, batch: Batch) -> Tensor:
         """Where the student learns the teacher's distribution: bool, shaped like the labels."""
-        if batch.labels.dim() == 1 or not self.everywhere:
-            return batch.labels.ne(IGNORED)
-        return batch.attention_mask.bool()
+        if batch.labels.dim() == 1:  # the teacher has its say on unlabeled examples too
+            return torch.ones_like(batch.labels, dtype=torch.bool)
+        return batch.attention_mask.bool() if self.everywhere else batch.labels.ne(IGNORED)
 
     def count(self, batch: Batch) -> Tensor:
         return self.distilled(batch).sum()

@@ -49,6 +49,19 @@ SPOILED = {
     "a word for a number": ({"--num_train_epochs": "many"}, r"num_train_epochs.*'many'"),
     "an unknown task": ({"--task": "translation"}, r"--task.*'translation'"),
     "files and a data set": ({"--dataset_name": "builtin:docstrings"}, r"exclude each other"),
+    "unlabeled text and no teacher": (
+        {"--unlabeled_file": "more.csv", "--soft_target_weight": "0", "--hidden_cosine_weight": "0"},
+        r"every weight except --hard_label_weight is 0",
+    ),
+    "unlabeled text and a loss on labels": (
+        {"--unlabeled_file": "more.csv", "--soft_target_loss": "decoupled"},
+        r"decoupled needs the label of every example",
+    ),
+    "unlabeled text where none is labelled": (
+        {"--unlabeled_file": "more.csv", "--task": "masked-lm"},
+        r"--unlabeled_file is for --task text-classification: masked-lm .*--train_file",
+    ),
+    "no unlabeled file": ({"--unlabeled_file": "nowhere.csv"}, r"no file nowhere\.csv"),
     "nothing to resume": ({"--resume_from_checkpoint": "nowhere"}, r"no checkpoint folder nowhere"),
 }
 

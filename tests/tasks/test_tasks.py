@@ -11,7 +11,7 @@ import pytest
 from transformers import BertConfig
 
 from prunelle.errors import InputError
-from prunelle.tasks import TASKS, DataArguments
+from prunelle.tasks import TASKS, DataArguments, DistillationDataArguments
 from prunelle.tasks.tokenizer import train_tokenizer
 
 ROWS = [
@@ -57,6 +57,22 @@ def test_validation_data_is_held_out_by_the_seed(tmp_path: Path) -> None:
     assert len(first["validation"]) == 10
     assert not set(first["validation"]["text"]) & set(first["train"]["text"])
     assert first["validation"]["text"][:] == second["validation"]["text"][:] != other["validation"]["text"][:]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".txt"])
+def test_unlabeled_text_has_no_label_and_trains_no_teacher(tmp_path: Path, ending: str) -> None:
+    """Prevents a label that stands in the file from being learned, and one teacher for each unlabeled file."""
+    labelled, unlabeled = write(tmp_path / "rows.jsonl"), tmp_path / f"more{ending}"
+    unlabeled.write_text("Review,stars\nanother text,seven\n" if ending == ".csv" else "another text\n")
+    files = {"train_file": str(labelled), "validation_file": str(labelled), "label_column_name": "stars"}
+    task: Any = TASKS["text-classification"](DistillationDataArguments(**files, unlabeled_file=str(unlabeled)), 0)
+    alone: Any = TASKS["text-classification"](DataArguments(**files), 0)
+    assert task.class_names == ["None", "five", "one"]
+    encoded = task.encode(train_tokenizer([row["Review"] for row in ROWS], 300))  # type: ignore[misc]
+    assert encoded["unlabeled"]["labels"][:] == [-100]
+    assert encoded["train"]["labels"][:] == [1, 2, 0, 2]
+    assert encoded["unlabeled"].features == encoded["train"].features  # so that the two can be joined
+    assert task.fingerprint() != alone.fingerprint() == task.fingerprint(unlabeled=False)
 
 
 @pytest.mark.parametrize(

@@ -99,11 +99,12 @@ def train(folder: Path, masked_lm: bool, models: Any = pair, **arguments: Any) -
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
     }
+    data = arguments.pop("train_dataset", None) or rows(16, masked_lm)
     trainer = DistillationTrainer(
         student,
         teacher,
         DistillationArguments(output_dir=str(folder), **(settings | arguments)),
-        train_dataset=rows(16, masked_lm),
+        train_dataset=data,
         eval_dataset=rows(6, masked_lm),
     )
     trainer.train(resume_from_checkpoint=arguments.get("resume_from_checkpoint"))
@@ -154,6 +155,47 @@ def test_the_first_step_is_the_published_objective(tmp_path: Path, positions: st
     assert logged["loss"] == pytest.approx(
         5 * logged["loss_soft_target"] + 2 * logged["loss_hard_label"] + logged["loss_hidden_cosine"], rel=1e-4
     )
+
+
+def half_unlabeled(count: int) -> Dataset:
+    """Every other example has no label; of four in a row, the last two."""
+    labels = [label if number % 4 < 2 else -100 for number, label in enumerate(rows(count, False)["labels"])]
+    return rows(count, False).remove_columns("labels").add_column("labels", labels)
+
+
+def test_unlabeled_examples_hear_the_teacher_alone(tmp_path: Path) -> None:
+    """Prevents unlabeled examples that nobody learns from, and labels divided by examples that have none.
+
+    With one example a batch, half of the batches hold no label: their cross-entropy is 0, not NaN.
+    """
+    flags: dict[str, Any] = {"train_dataset": half_unlabeled(16), "hidden_mse_weight": 1.0, "layer_map": "2:0"}
+    whole = train(tmp_path / "1", False, per_device_train_batch_size=4, **flags)
+    split = train(tmp_path / "2", False, per_device_train_batch_size=1, gradient_accumulation_steps=4, **flags)
+    for one, four in zip(whole.model.parameters(), split.model.parameters(), strict=True):
+        torch.testing.assert_close(four, one, rtol=0, atol=1e-10)
+
+    first = train(tmp_path / "3", False, max_steps=1, per_device_train_batch_size=16, learning_rate=0.0, **flags)
+    student, teacher = pair(False)
+    batch = {name: torch.tensor(column[:]) for name, column in half_unlabeled(16).to_dict().items()}
+    labels, mask = batch.pop("labels"), batch["attention_mask"]
+    with torch.no_grad():
+        ours, theirs = (model(**batch, output_hidden_states=True) for model in (student, teacher))
+    expected = {
+        "loss_soft_target": SoftTargetLoss(2.0)(ours.logits, theirs.logits).item(),
+        "loss_hard_label": HardLabelLoss()(ours.logits[labels >= 0], labels[labels >= 0]).item(),
+        "loss_hidden_mse": HiddenMSELoss()(ours.hidden_states[1], theirs.hidden_states[3], mask).item(),
+    }
+    logged = first.state.log_history[0]
+    assert {name: logged[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_batch_without_any_label_teaches_no_nonsense(tmp_path: Path) -> None:
+    """Prevents 0 / 0 where one whole step met no label."""
+    alone = half_unlabeled(16).filter(lambda row: row["labels"] == -100)
+    trainer = train(tmp_path, False, max_steps=2, per_device_train_batch_size=4, train_dataset=alone)
+    assert trainer.state.log_history[0]["loss_hard_label"] == 0
+    assert trainer.state.log_history[1]["loss_soft_target"] > 0
+    assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
 
 
 def test_evaluation_terms_do_not_depend_on_the_batch_size(tmp_path: Path) -> None:
