@@ -30,7 +30,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from prunelle.compression.layers import find_layers
+from prunelle.compression.layers import LayerList, find_stacks
 from prunelle.errors import InputError
 
 
@@ -50,17 +50,22 @@ def every_second_layer(depth: int) -> list[int]:
     return [round(place * (depth - 1) / max(kept - 1, 1)) for place in range(kept)]
 
 
-def student_from_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
+def student_from_layers(
+    teacher: PreTrainedModel, layers: Sequence[int] | None, decoder_layers: Sequence[int] | None = None
+) -> PreTrainedModel:
     """Makes a shallower copy of a model: the layers given, and everything else, of the teacher.
 
-    Initializing a student so is DistilBERT's (arXiv:1910.01108). Embeddings, head, and what the layers
-    share (DeBERTa's relative positions, and its convolution after the first layer) are the teacher's.
-    Tied embeddings stay tied, and each layer keeps its own kind of attention: lists in the config with one
-    entry a layer, as `layer_types`, are cut to the layers kept.
+    Initializing a student so is DistilBERT's (arXiv:1910.01108), and for encoder-decoders "shrink and
+    fine-tune" (arXiv:2010.13002), which keeps the encoder and a few layers of the decoder. Embeddings,
+    head, and what the layers share (DeBERTa's relative positions, and its convolution after the first
+    layer) are the teacher's. Tied embeddings stay tied, and each layer keeps its own kind of attention:
+    lists in the config with one entry a layer, as `layer_types`, are cut to the layers kept.
 
     Args:
-        teacher: any model whose layers `find_layers` finds; it is left as it is.
-        layers: which of its layers to keep, counted from 0, in the order in which the student runs them.
+        teacher: any model whose layers `find_stacks` finds; it is left as it is.
+        layers: which of its layers (of its encoder's, where it has a decoder beside) to keep, counted from
+            0, in the order in which the student runs them. All of them when None.
+        decoder_layers: the same of the decoder's.
 
     Returns:
         A model of the teacher's class, on its device, in its dtype, in evaluation mode. It shares no tensor
@@ -72,27 +77,31 @@ def student_from_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreT
             place in the student than it did in the teacher. The first layer of ModernBERT alone has no
             attention norm, for instance. In the stock class a later layer put first would lose its norm
             (which cannot be folded into other weights exactly, since it also centres and scales each
-            token), so a ModernBERT student must begin with layer 0.
+            token), so a ModernBERT student must begin with layer 0; so must both stacks of a T5, whose
+            first layers hold the relative positions of all. Or `decoder_layers` are given and the teacher
+            is no encoder-decoder.
     """
     for name, module in teacher.named_modules():
         if is_parametrized(module):
             raise InputError(f"the teacher's {name} carries a mask or a quantizer; bake the teacher first")
-    stack = find_layers(teacher)
-    _check_choice(layers, len(stack.modules))
+    stacks = find_stacks(teacher)
+    if len(stacks) == 1 and decoder_layers is not None:
+        raise InputError(f"{type(teacher).__name__} has no encoder beside a decoder: its layers are chosen alone")
+    chosen = zip(stacks, (layers, decoder_layers), strict=False)
+    kept = [list(range(len(stack.modules)) if numbers is None else numbers) for stack, numbers in chosen]
+    kinds = ["layer"] if len(stacks) == 1 else ["encoder layer", "decoder layer"]
+    for stack, numbers, kind in zip(stacks, kept, kinds, strict=True):
+        _check_choice(numbers, len(stack.modules), kind)
 
-    student = type(teacher)._from_config(_config_of_layers(teacher, layers), dtype=teacher.dtype)
-    places = find_layers(student).modules
-    for place, layer in enumerate(layers):
-        _check_same_computation(stack.modules[layer], places[place], layer, place)
+    student = type(teacher)._from_config(_config_of_layers(teacher, stacks, kept), dtype=teacher.dtype)
+    for stack, places, numbers, kind in zip(stacks, find_stacks(student), kept, kinds, strict=True):
+        for place, number in enumerate(numbers):
+            _check_same_computation(stack.modules[number], places.modules[place], number, place, kind)
 
     weights = {}
     for name, tensor in teacher.state_dict().items():
-        if name.startswith(f"{stack.name}."):
-            layer, rest = name.removeprefix(f"{stack.name}.").split(".", maxsplit=1)
-            if int(layer) in layers:
-                weights[f"{stack.name}.{layers.index(int(layer))}.{rest}"] = tensor
-        else:
-            weights[name] = tensor
+        if (new_name := _name_in_student(name, stacks, kept)) is not None:
+            weights[new_name] = tensor
     return _filled(student, weights, teacher)
 
 
@@ -151,38 +160,50 @@ def distilbert_from_bert(teacher: PreTrainedModel, layers: Sequence[int] | None 
     return _filled(student, {name: weights[name] for name in student.state_dict() if name in weights}, teacher)
 
 
-def _check_choice(layers: Sequence[int], depth: int) -> None:
+def _check_choice(layers: Sequence[int], depth: int, kind: str) -> None:
     if not layers:
-        raise InputError(f"no student layers given; name at least one of 0 to {depth - 1}")
+        raise InputError(f"no student {kind}s given; name at least one of 0 to {depth - 1}")
     if unknown := [layer for layer in layers if not 0 <= layer < depth]:
-        raise InputError(f"student layer {unknown[0]} does not exist: the teacher's are 0 to {depth - 1}")
+        raise InputError(f"student {kind} {unknown[0]} does not exist: the teacher's are 0 to {depth - 1}")
     if repeated := [layer for layer in layers if layers.count(layer) > 1]:
-        raise InputError(f"student layer {repeated[0]} is given more than once; name each layer once")
+        raise InputError(f"student {kind} {repeated[0]} is given more than once; name each layer once")
 
 
-def _config_of_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedConfig:
+def _config_of_layers(
+    teacher: PreTrainedModel, stacks: Sequence[LayerList], kept: Sequence[Sequence[int]]
+) -> PreTrainedConfig:
     config = copy.deepcopy(teacher.config)
-    depth = config.num_hidden_layers
-    for name, value in list(vars(config).items()):
-        if "layer" in name and isinstance(value, (list, tuple)) and len(value) == depth:
-            setattr(config, name, type(value)(value[layer] for layer in layers))
+    if len(stacks) == 1:
+        for name, value in list(vars(config).items()):
+            if "layer" in name and isinstance(value, (list, tuple)) and len(value) == len(stacks[0].modules):
+                setattr(config, name, type(value)(value[layer] for layer in kept[0]))
     # ModernBERT's old way to write layer_types, which wins. Left in, it would now contradict them.
     vars(config).pop("global_attn_every_n_layers", None)
-    config.num_hidden_layers = len(layers)
+    for stack, layers in zip(stacks, kept, strict=True):
+        setattr(config, stack.depth, len(layers))
     # A checkpoint with two different matrices is loaded untied even where its config says tied.
     if (head := teacher.get_output_embeddings()) is not None:
         config.tie_word_embeddings = head.weight is teacher.get_input_embeddings().weight
     return config
 
 
-def _check_same_computation(old: nn.Module, new: nn.Module, layer: int, place: int) -> None:
+def _name_in_student(name: str, stacks: Sequence[LayerList], kept: Sequence[Sequence[int]]) -> str | None:
+    """What a weight of the teacher is called in the student; None for one of a layer left out."""
+    for stack, layers in zip(stacks, kept, strict=True):
+        if name.startswith(f"{stack.name}."):
+            layer, rest = name.removeprefix(f"{stack.name}.").split(".", maxsplit=1)
+            return f"{stack.name}.{layers.index(int(layer))}.{rest}" if int(layer) in layers else None
+    return name
+
+
+def _check_same_computation(old: nn.Module, new: nn.Module, layer: int, place: int, kind: str) -> None:
     """A class may build its layers by their index (norms, windows, scales), which a weight cannot show."""
     before, after = dict(_settings(old)), dict(_settings(new))
     for name in before | after:
         if before.get(name) != after.get(name):
             advice = "keep layer 0, as the first" if 0 in (layer, place) else "leave this layer out"
             raise InputError(
-                f"student layer {layer} would not compute at place {place} what it did in the teacher: its "
+                f"student {kind} {layer} would not compute at place {place} what it did in the teacher: its "
                 f"{name} would be {after.get(name)} instead of {before.get(name)}; {advice}"
             )
 
