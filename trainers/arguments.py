@@ -25,6 +25,9 @@ class FinetuningArguments(TrainingArguments):
 class DistillationArguments(FinetuningArguments):
     """How the student is trained. The defaults are DistilBERT's (arXiv:1910.01108)."""
 
+    teacher_dtype: Literal["float32", "bfloat16", "float16"] | None = field(
+        default=None, metadata={"help": "What the teacher computes in. By default its checkpoint's."}
+    )
     soft_target_weight: float = field(
         default=5.0, metadata={"help": "Weight of the difference from the teacher's distribution."}
     )

@@ -1,5 +1,6 @@
 """Distillation: the student learns from labels and from what its teacher says, inside and out."""
 
+import copy
 import inspect
 from collections import defaultdict
 from collections.abc import Iterator
@@ -62,6 +63,9 @@ class DistillationTrainer(Trainer):
         self.teacher_inputs = set(inspect.signature(teacher.forward).parameters)
         self.teacher: nn.Module | None = None
         if self.objective.needs_teacher:
+            if args.teacher_dtype is not None:
+                # A copy: the teacher itself is measured against the student after training, as it was given.
+                teacher = copy.deepcopy(teacher).to(getattr(torch, args.teacher_dtype))
             teacher.eval().requires_grad_(False)
             self.teacher = self.accelerator.prepare_model(teacher, evaluation_mode=True)
         self.means = {"train": TermMeans(), "eval": TermMeans()}

@@ -218,6 +218,24 @@ def test_the_teacher_learns_nothing_and_is_not_saved(tmp_path: Path) -> None:
     assert saved.config.num_hidden_layers == 1
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_the_teacher_computes_in_its_own_dtype(tmp_path: Path, dtype: str) -> None:
+    """Prevents a flag that does nothing, and a teacher whose weights are rounded before it is measured."""
+    once: dict[str, Any] = {"max_steps": 1, "per_device_train_batch_size": 16, "learning_rate": 0.0}
+    student, teacher = pair(True)
+    trainer = train(tmp_path, True, lambda masked_lm: (student, teacher), **once, teacher_dtype=dtype)
+    batch = {name: torch.tensor(column[:]) for name, column in rows(16, True).to_dict().items()}
+    labels = batch.pop("labels")
+    assert next(teacher.parameters()).dtype == torch.float64
+    with torch.no_grad():
+        ours, exact = student(**batch).logits, teacher(**batch).logits
+        theirs = teacher.to(getattr(torch, dtype))(**batch).logits
+    assert theirs.dtype == getattr(torch, dtype)
+    assert not torch.equal(theirs.double(), exact)
+    expected = SoftTargetLoss()(ours[labels != -100], theirs[labels != -100]).item()
+    assert trainer.state.log_history[0]["loss_soft_target"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_term_of_weight_0_is_not_computed(tmp_path: Path) -> None:
     """Prevents paying for a teacher that nobody listens to, and a logged term that was never part of the loss."""
     trainer = train(tmp_path, False, soft_target_weight=0.0, hidden_cosine_weight=0.0)
