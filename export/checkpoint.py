@@ -18,10 +18,10 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from prunelle.errors import InputError, load_checkpoint_with
 
 # How names of architectures end, what loads them, and the task that can compare their predictions.
-HEADS: dict[str, tuple[Any, str | None]] = {
+HEADS: dict[str, tuple[Any, str]] = {
     "ForSequenceClassification": (AutoModelForSequenceClassification, "text-classification"),
     "ForMaskedLM": (AutoModelForMaskedLM, "masked-lm"),
-    "ForTokenClassification": (AutoModelForTokenClassification, None),
+    "ForTokenClassification": (AutoModelForTokenClassification, "token-classification"),
     "ForCausalLM": (AutoModelForCausalLM, "causal-lm"),
     "LMHeadModel": (AutoModelForCausalLM, "causal-lm"),
 }
@@ -35,13 +35,13 @@ class Checkpoint:
         name: the folder or the hub's name that it was loaded by.
         model: the model, in evaluation mode.
         tokenizer: its tokenizer.
-        task: the task of this project that the head is for; None where there is none.
+        task: the task of this project that the head is for.
     """
 
     name: str
     model: PreTrainedModel
     tokenizer: Tokenizer
-    task: str | None
+    task: str
 
     @property
     def folder(self) -> Path | None:

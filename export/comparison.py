@@ -24,7 +24,7 @@ from prunelle.export.mcnemar import McNemar
 from prunelle.export.report import ModelReport, Report
 from prunelle.export.runner import Batch, Logits, Runner, TorchRunner
 from prunelle.export.weights import Weights
-from prunelle.tasks import TASKS, DataArguments, Task, TextClassification
+from prunelle.tasks import TASKS, Classification, DataArguments, Task, TextClassification
 
 logger = logging.getLogger(__name__)
 
@@ -193,7 +193,7 @@ def compare(arguments: ComparisonArguments, recipe: dict[str, Any]) -> Compariso
     logger.info("measuring load time and memory, each model in a process of its own")
     footprints = [measure_footprint(candidate, task.auto_model_class.__name__, **measured) for candidate in candidates]
 
-    names = task.class_names if isinstance(task, TextClassification) else None
+    names = task.class_names if isinstance(task, Classification) else None
     rows = [
         _row(*figures, base=latencies[0]) for figures in zip(candidates, evaluations, weights, latencies, strict=True)
     ]
@@ -337,11 +337,11 @@ def _prepare(candidates: Sequence[Candidate], task: Task, longest: int) -> list[
     for candidate in candidates:
         its_config, its_tokenizer = candidate.config() or config, candidate.tokenizer() or tokenizer
         order = None
-        if isinstance(task, TextClassification):
+        if isinstance(task, Classification):
             order = class_order(config, its_config, candidate.path)
-        elif its_tokenizer.get_vocab() != tokenizer.get_vocab():
+        if not isinstance(task, TextClassification) and its_tokenizer.get_vocab() != tokenizer.get_vocab():
             raise InputError(
-                f"{candidate.path} has another vocabulary than the reference: their words cannot be compared"
+                f"{candidate.path} has another vocabulary than the reference: their tokens cannot be compared"
             )
         logger.info("loading %s", candidate.name)
         runner = candidate.load(task.auto_model_class)
@@ -364,8 +364,8 @@ class _Examples:
     def __init__(self, task: Task, arguments: ComparisonArguments, contestants: Sequence[_Contestant]) -> None:
         self.split = "test" if "test" in task.splits else "validation"
         self.source = getattr(arguments, f"{self.split}_file") or arguments.dataset_name or arguments.train_file
-        self.texts = task.splits[self.split]["text"]
-        self.class_names = task.class_names if isinstance(task, TextClassification) else None
+        self.texts = task.splits[self.split]["text"] if isinstance(task, TextClassification) else None
+        self.class_names = task.class_names if isinstance(task, Classification) else None
         self.tokenizer = contestants[0].tokenizer
         self.rows: dict[str, Any] = {}
         self.loaders: dict[str, DataLoader[Any]] = {}
@@ -403,7 +403,7 @@ class _Examples:
             raise InputError(
                 f"{contestant.runner.name} cannot be run on {batch['input_ids'].shape[1]} tokens: {reason}"
             ) from error
-        if self.class_names is not None and logits.shape != (1, len(self.class_names)):
+        if self.class_names is not None and logits.shape[-1] != len(self.class_names):
             raise InputError(
                 f"{contestant.runner.name} gives logits of shape {logits.shape} for one text; the reference predicts "
                 f"{len(self.class_names)} classes"
@@ -416,8 +416,8 @@ class _Examples:
         return self.tokenizer.decode([number])
 
     def text(self, index: int) -> str:
-        """An example's text; of a masked word the words around it."""
-        if self.class_names is not None:
+        """An example's text; of a token that is predicted, the words around it."""
+        if self.texts is not None:
             return self.texts[index]
         row, position = map(int, self.scored[index])
         words = self.rows[self.tokenizer.name_or_path][row]["input_ids"]
@@ -425,8 +425,9 @@ class _Examples:
 
     @cached_property
     def scored(self) -> NDArray[np.int64]:
-        """(masked words, 2): the block and the position of each, in the order in which they are evaluated."""
-        return np.argwhere(np.asarray(self.rows[self.tokenizer.name_or_path]["labels"]) != IGNORED)
+        """(predicted tokens, 2): the row and the position of each, in the order in which they are evaluated."""
+        rows = self.rows[self.tokenizer.name_or_path]["labels"]
+        return np.array([(row, place) for row, ids in enumerate(rows) for place, id in enumerate(ids) if id != IGNORED])
 
 
 def _row(

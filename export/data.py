@@ -21,14 +21,11 @@ def task_of(checkpoint: Checkpoint, data: ExportDataArguments, seed: int) -> Tas
         InputError: the data cannot be read, or the model is not one for it.
     """
     if data.task not in (None, checkpoint.task):
-        raise InputError(f"--task {data.task} is not what {checkpoint.name} is for, a {_kind(checkpoint)}")
+        raise InputError(
+            f"--task {data.task} is not what {checkpoint.name} is for, a {type(checkpoint.model).__name__}"
+        )
     if not data.is_given:
         return None
-    if checkpoint.task is None:
-        raise InputError(
-            f"{checkpoint.name} is a {_kind(checkpoint)}, whose predictions cannot be compared: it is exported "
-            "without evaluation data, and calibrated with --calibration_file"
-        )
     _check_length(checkpoint, data)
     data.task = checkpoint.task  # type: ignore[assignment]
     task = TASKS[checkpoint.task](data, seed)
@@ -70,7 +67,3 @@ def _check_length(checkpoint: Checkpoint, data: ExportDataArguments) -> None:
         raise InputError(
             f"--max_seq_length {data.max_seq_length} is more than the {positions} positions of {checkpoint.name}"
         )
-
-
-def _kind(checkpoint: Checkpoint) -> str:
-    return type(checkpoint.model).__name__

@@ -54,7 +54,8 @@ def evaluate(
         batches: mappings of tensors with the models' inputs and `labels`, class numbers of shape (batch,)
             or (batch, length). Positions labelled -100 are left out. Position i of the labels is scored
             against position i of the logits: a causal model's labels must be shifted beforehand.
-        compute_metrics: predictions and references, both (positions,), to named figures.
+        compute_metrics: predictions and references to named figures, both of the labels' shape over all batches:
+            (examples,), or (examples, length) with -100 where nothing is scored.
         reference: the model that flips and logit differences are counted against.
 
     Raises:
@@ -67,7 +68,7 @@ def evaluate(
         labels = _labels(batch)
         scored = labels != IGNORED
         kept_labels = labels[scored]
-        references.append(kept_labels)
+        references.append(labels)
         reference_logits: Logits | None = None
         for runner, tally in ordered:
             logits = runner(batch)
@@ -87,10 +88,10 @@ def evaluate(
                     f"{reference_logits.shape[-1]}"
                 )
             tally.add(kept_logits, reference_logits, kept_labels)
-    total = sum(labels.size for labels in references)
-    if not total:
+    every = _stacked(references)
+    if not (every != IGNORED).any():
         raise InputError("the evaluation data holds no labelled example")
-    return [tally.close(np.concatenate(references), compute_metrics) for tally in tallies]
+    return [tally.close(every, compute_metrics) for tally in tallies]
 
 
 @dataclass
@@ -116,9 +117,11 @@ class _Tally:
             torch.from_numpy(logits), torch.from_numpy(labels), reduction="sum"
         ).item()
 
-    def close(self, references: NDArray[np.int64], compute_metrics: ComputeMetrics) -> Evaluation:
-        predictions = np.concatenate(self.predictions)
-        metrics = compute_metrics(predictions, references)
+    def close(self, labels: NDArray[np.int64], compute_metrics: ComputeMetrics) -> Evaluation:
+        predictions, references = np.concatenate(self.predictions), labels[labels != IGNORED]
+        shaped = labels.copy()
+        shaped[labels != IGNORED] = predictions  # kept row by row, so they come back in their order
+        metrics = compute_metrics(shaped, labels)
         return Evaluation(
             metrics={
                 **{name: float(value) for name, value in metrics.items()},
@@ -131,6 +134,17 @@ class _Tally:
             margins=np.concatenate(self.margins),
             references=references,
         )
+
+
+def _stacked(batches: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """The labels of all batches, those of shorter ones filled up with -100."""
+    if not batches or batches[0].ndim == 1:
+        return np.concatenate(batches) if batches else np.empty(0, dtype=np.int64)
+    longest = max(labels.shape[1] for labels in batches)
+    filled = [((0, 0), (0, longest - labels.shape[1])) for labels in batches]
+    return np.concatenate(
+        [np.pad(labels, widths, constant_values=IGNORED) for labels, widths in zip(batches, filled, strict=True)]
+    )
 
 
 def _margins(logits: Logits) -> NDArray[np.float64]:

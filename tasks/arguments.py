@@ -12,7 +12,7 @@ BUILTIN_PREFIX = "builtin:"
 class DataArguments:
     """What is learned, and from which data."""
 
-    task: Literal["text-classification", "masked-lm", "causal-lm"] = field(
+    task: Literal["text-classification", "token-classification", "masked-lm", "causal-lm"] = field(
         default="text-classification", metadata={"help": "What the model learns to predict."}
     )
     dataset_name: str | None = field(
@@ -30,9 +30,11 @@ class DataArguments:
         default=None, metadata={"help": "Like --train_file; the closing table is measured on it where it is given."}
     )
     text_column_name: str | None = field(
-        default=None, metadata={"help": "By default found: text, sentence, …, or the only column of strings."}
+        default=None, metadata={"help": "By default found: text, sentence, …, or tokens, words (token-classification)."}
     )
-    label_column_name: str | None = field(default=None, metadata={"help": "By default found: label, labels, class, …"})
+    label_column_name: str | None = field(
+        default=None, metadata={"help": "By default found: label, labels, class, …, or ner_tags, tags, …"}
+    )
     validation_split_percentage: int = field(
         default=5, metadata={"help": "Share of the training data held out where there is no validation data."}
     )
@@ -86,6 +88,6 @@ class DistillationDataArguments(DataArguments):
         super().__post_init__()
         if self.unlabeled_file is not None and self.task != "text-classification":
             raise InputError(
-                f"--unlabeled_file is for --task text-classification: {self.task} learns from text without labels as "
-                "it is, give it all as --train_file"
+                f"--unlabeled_file is for --task text-classification, not {self.task}; a language model learns from "
+                "text without labels as it is: give it all as --train_file"
             )

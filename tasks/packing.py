@@ -70,7 +70,8 @@ class PackedTexts:
 
     @staticmethod
     def compute_metrics(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
-        return metrics.compute([metrics.Accuracy], predictions, references)
+        asked = references != metrics.IGNORED
+        return metrics.compute([metrics.Accuracy], predictions[asked], references[asked])
 
     def _pack(self, rows: Any, tokenizer: Tokenizer) -> Any:
         before, after = _special_tokens_around(tokenizer)

@@ -51,9 +51,7 @@ class DistillationArguments(FinetuningArguments):
     )
     distilled_positions: Literal["masked", "all"] = field(
         default="masked",
-        metadata={
-            "help": "Where a language model learns the teacher's distribution: where it has to predict, or everywhere."
-        },
+        metadata={"help": "Which tokens' predictions are learned from the teacher: those that have a label, or all."},
     )
     hard_label_weight: float = field(default=2.0, metadata={"help": "Weight of the cross-entropy with the labels."})
     hidden_cosine_weight: float = field(

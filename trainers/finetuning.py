@@ -20,8 +20,6 @@ from prunelle.trainers.models import LoadedModel, TeacherStudentArguments, load_
 
 logger = logging.getLogger(__name__)
 
-IGNORED = -100
-
 # Beside the batch over all processes: what makes another model of the same data.
 SETTINGS_THAT_TRAIN = (
     "num_train_epochs",
@@ -58,8 +56,7 @@ def trainer_data(task: Task, tokenizer: Tokenizer, encoded: dict[str, Any]) -> d
         return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
 
     def compute_metrics(evaluation: Any) -> dict[str, float]:
-        asked = evaluation.label_ids != IGNORED
-        return task.compute_metrics(evaluation.predictions[asked], evaluation.label_ids[asked])
+        return task.compute_metrics(evaluation.predictions, evaluation.label_ids)
 
     train, unlabeled = encoded["train"], encoded.get("unlabeled")
     return {

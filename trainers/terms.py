@@ -62,7 +62,7 @@ class Term(nn.Module):
 
 
 class SoftTargetTerm(Term):
-    """The teacher's distribution: of each example, or at the masked or at all attended positions of a masked LM."""
+    """The teacher's distribution: of each example, or at the labelled or all attended ones of its tokens."""
 
     needs_logits = True
 

@@ -21,7 +21,7 @@ SMALL = {"vocab_size": 50, "hidden_size": 8, "num_hidden_layers": 1, "num_attent
 MODELS = {
     "classifier": (lambda: BertForSequenceClassification(BertConfig(**SMALL)), "text-classification"),
     "masked language model": (lambda: BertForMaskedLM(BertConfig(**SMALL)), "masked-lm"),
-    "token classifier": (lambda: BertForTokenClassification(BertConfig(**SMALL)), None),
+    "token classifier": (lambda: BertForTokenClassification(BertConfig(**SMALL)), "token-classification"),
     "causal language model": (
         lambda: GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=2, n_positions=16)),
         "causal-lm",

@@ -27,8 +27,8 @@ A, B = Canned("a"), Canned("b")
 
 def accuracy(predictions, references):
     assert predictions.shape == references.shape
-    assert predictions.ndim == 1
-    return {"accuracy": (predictions == references).mean()}
+    scored = references != -100
+    return {"accuracy": (predictions == references)[scored].mean()}
 
 
 def test_figures_by_hand():

@@ -1,0 +1,147 @@
+"""Token classification: one tag a word, such as the names of entities."""
+
+import logging
+import re
+from typing import Any
+
+import datasets
+import numpy as np
+from transformers import AutoModelForTokenClassification, DataCollatorForTokenClassification
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from prunelle.errors import InputError
+from prunelle.tasks import metrics
+from prunelle.tasks.arguments import DataArguments
+from prunelle.tasks.classes import Classification, check_known, class_values
+from prunelle.tasks.loading import find_column, load_splits, where
+from prunelle.tasks.metrics import IGNORED
+
+logger = logging.getLogger(__name__)
+
+TOKEN_NAMES = ("tokens", "words", "text")
+TAG_NAMES = ("ner_tags", "tags", "labels", "pos_tags", "chunk_tags")
+IOB2 = re.compile(r"O|[BI]-.+", re.S)
+
+
+class TokenClassification(Classification):
+    """The words and their tags, found and checked; see `tasks.Task` for the verbs.
+
+    Each word's tag is asked at the first of its tokens, and nothing at the others.
+
+    Args:
+        arguments: Where the data is.
+        seed: Draws the validation data where none is given.
+
+    Raises:
+        InputError: Data that cannot be read or is empty, a column that is not there or holds no lists, an example
+            without words, more or fewer tags than words, fewer than two tags, a tag in validation or test data
+            that training never saw.
+    """
+
+    auto_model_class = AutoModelForTokenClassification
+
+    def __init__(self, arguments: DataArguments, seed: int) -> None:
+        self.arguments = arguments
+        self.splits = {}
+        for split, rows in load_splits(arguments, seed).items():
+            place = where(arguments, split)
+            tokens = find_column(rows, arguments.text_column_name, TOKEN_NAMES, "text_column_name", place)
+            tags = find_column(rows, arguments.label_column_name, TAG_NAMES, "label_column_name", place)
+            _check_lists(rows, tokens, tags, place)
+            rows = rows.select_columns([tokens, tags]).rename_columns({tokens: "tokens", tags: "tags"})
+            _check_complete(rows, tokens, tags, place)
+            labels = rows["tags"][:]
+            if split == "train":
+                kind = rows.features["tags"].feature
+                names = kind.names if isinstance(kind, datasets.ClassLabel) else None
+                found = {tag for example in labels for tag in example}
+                values = class_values(found, tags, place) if names is None else list(range(len(names)))
+                self.learn_classes(values, names)
+            else:
+                check_known(labels, list(self.class_index), place)
+            self.splits[split] = rows
+
+    def texts(self) -> Any:
+        """The training texts, for a tokenizer to be trained on."""
+        return [" ".join(tokens) for tokens in self.splits["train"]["tokens"]]
+
+    def encode(self, tokenizer: Tokenizer) -> dict[str, datasets.Dataset]:
+        """The splits as `input_ids`, `attention_mask` (… as the tokenizer gives them) and `labels`, one a token.
+
+        Raises:
+            InputError: The tokenizer cannot say which word a token belongs to.
+        """
+        if not tokenizer.is_fast:
+            raise InputError(
+                f"the tokenizer {tokenizer.name_or_path} does not say which word a token belongs to: "
+                "--task token-classification needs a fast one"
+            )
+        return {split: self._encode_split(split, rows, tokenizer) for split, rows in self.splits.items()}
+
+    def collator(self, tokenizer: Tokenizer, encoded: dict[str, datasets.Dataset]) -> Any:
+        """Pads each batch to its longest example, the labels too."""
+        return DataCollatorForTokenClassification(tokenizer)
+
+    def compute_metrics(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+        """Accuracy over words, and F1: of whole entities where the tags are IOB2, else over the tags."""
+        asked = references != IGNORED
+        if not all(IOB2.fullmatch(name) for name in self.class_names):
+            return metrics.compute([metrics.Accuracy, metrics.MacroF1], predictions[asked], references[asked])
+        names = np.array(self.class_names, dtype=object)
+        sentences = [
+            [names[row[where]].tolist() for row, where in zip(numbers, asked, strict=True)]
+            for numbers in (predictions, references)
+        ]
+        return {
+            **metrics.compute([metrics.EntityF1], *sentences),
+            **metrics.compute([metrics.Accuracy], predictions[asked], references[asked]),
+        }
+
+    def _encode_split(self, split: str, rows: datasets.Dataset, tokenizer: Tokenizer) -> datasets.Dataset:
+        length = self.arguments.max_seq_length
+
+        def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
+            encoded = tokenizer(batch["tokens"], is_split_into_words=True, truncation=True, max_length=length)
+            labels = []
+            for number, tags in enumerate(batch["tags"]):
+                words = encoded.word_ids(number)
+                first = [None if word == before else word for before, word in zip([None, *words], words, strict=False)]
+                labels.append([IGNORED if word is None else self.class_index[tags[word]] for word in first])
+            return {**encoded, "labels": labels}
+
+        encoded = rows.map(encode, batched=True, remove_columns=rows.column_names, desc=f"Tokenizing {split}")
+        words = sum(map(len, rows["tags"]))
+        asked = sum(label != IGNORED for labels in encoded["labels"] for label in labels)
+        if asked < words:
+            logger.warning(
+                "%s: %d of %d words have no token within --max_seq_length %d; they are not learned or scored",
+                where(self.arguments, split), words - asked, words, length,
+            )  # fmt: skip
+        return encoded
+
+
+def _check_lists(rows: datasets.Dataset, tokens: str, tags: str, place: str) -> None:
+    if tokens == tags:
+        raise InputError(f"column {tokens!r} cannot be both the words and the tags: give --label_column_name")
+    for column in (tokens, tags):
+        if not isinstance(rows.features[column], datasets.List):
+            raise InputError(
+                f"{place}: column {column!r} holds no lists; token classification wants a list of words and one of "
+                "tags in each example, as JSON lines and Parquet can hold them"
+            )
+
+
+def _check_complete(rows: datasets.Dataset, tokens: str, tags: str, place: str) -> None:
+    for number, (words, labels) in enumerate(zip(rows["tokens"], rows["tags"], strict=True), start=1):
+        if not words:
+            raise InputError(f"{place}, example {number}: column {tokens!r} holds no words")
+        if len(words) != len(labels or []):
+            raise InputError(
+                f"{place}, example {number}: {len(words)} words in column {tokens!r} and {len(labels or [])} tags in "
+                f"column {tags!r}; each word has one"
+            )
+        for word, label in zip(words, labels, strict=True):
+            if not isinstance(word, str):
+                raise InputError(f"{place}, example {number}: column {tokens!r} holds no word but {word!r}")
+            if label is None or label == "":
+                raise InputError(f"{place}, example {number}: column {tags!r} holds no tag but {label!r}")
