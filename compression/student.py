@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from prunelle.compression.layers import LayerList, find_stacks
+from prunelle.compression.shapes import shaped_class
 from prunelle.errors import InputError
 
 
@@ -93,7 +94,9 @@ def student_from_layers(
     for stack, numbers, kind in zip(stacks, kept, kinds, strict=True):
         _check_choice(numbers, len(stack.modules), kind)
 
-    student = type(teacher)._from_config(_config_of_layers(teacher, stacks, kept), dtype=teacher.dtype)
+    config = _config_of_layers(teacher, stacks, kept)
+    student = shaped_class(type(teacher), config)._from_config(config, dtype=teacher.dtype)
+    student.__class__ = type(teacher)
     for stack, places, numbers, kind in zip(stacks, find_stacks(student), kept, kinds, strict=True):
         for place, number in enumerate(numbers):
             _check_same_computation(stack.modules[number], places.modules[place], number, place, kind)
@@ -149,7 +152,9 @@ def distilbert_from_bert(teacher: PreTrainedModel, layers: Sequence[int] | None 
 
     shallow = student_from_layers(teacher, layers)
     config = _distilbert_config(shallow.config)
-    student = _DISTILBERT_OF[type(teacher)]._from_config(config, dtype=teacher.dtype)
+    stock = _DISTILBERT_OF[type(teacher)]
+    student = shaped_class(stock, config)._from_config(config, dtype=teacher.dtype)
+    student.__class__ = stock
 
     embeddings = shallow.base_model.embeddings
     with torch.no_grad():
@@ -272,7 +277,9 @@ def _distilbert_config(bert: PreTrainedConfig) -> DistilBertConfig:
             stacklevel=3,
         )
     classifier_dropout = bert.classifier_dropout
+    shapes = getattr(bert, "layer_shapes", None)
     return DistilBertConfig(
+        **({} if shapes is None else {"layer_shapes": shapes}),
         vocab_size=bert.vocab_size,
         max_position_embeddings=bert.max_position_embeddings,
         sinusoidal_pos_embds=False,

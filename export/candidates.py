@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from prunelle.compression import from_pretrained
 from prunelle.errors import InputError, load_checkpoint_with
 from prunelle.export.runner import OnnxRunner, Runner, TorchRunner
 from prunelle.export.weights import Weights, onnx_weights, read_onnx, torch_weights
@@ -74,9 +75,7 @@ class Candidate:
         if self.format == "onnx":
             return OnnxRunner(self.path, self.name, parameters=0)
         dtype = torch.bfloat16 if self.format == "torch-bf16" else torch.float32
-        model, loading = load_checkpoint_with(
-            auto_class.from_pretrained, self.path, dtype=dtype, output_loading_info=True
-        )
+        model, loading = from_pretrained(self.path, auto_class, dtype=dtype, output_loading_info=True)
         missing = sorted(loading["missing_keys"])
         if missing:
             raise InputError(

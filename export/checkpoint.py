@@ -15,6 +15,7 @@ from transformers import (
 )
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from prunelle.compression import from_pretrained
 from prunelle.errors import InputError, load_checkpoint_with
 
 # How names of architectures end, what loads them, and the task that can compare their predictions.
@@ -67,7 +68,7 @@ def load_checkpoint(name: str) -> Checkpoint:
     if ending is None:
         raise InputError(f"{name} is {architecture}: only models named …{', …'.join(HEADS)} can be exported")
     auto_class, task = HEADS[ending]
-    model, loading = load_checkpoint_with(auto_class.from_pretrained, name, config=config, output_loading_info=True)
+    model, loading = from_pretrained(name, auto_class, config=config, output_loading_info=True)
     if missing := sorted(loading["missing_keys"]):
         raise InputError(f"{name} is not all of {architecture}: {len(missing)} weights are missing, as {missing[0]}")
     return Checkpoint(name, model.eval(), load_checkpoint_with(AutoTokenizer.from_pretrained, name), task)

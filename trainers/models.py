@@ -10,7 +10,7 @@ from typing import Any, Literal
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from prunelle.compression import distilbert_from_bert, student_from_layers
+from prunelle.compression import distilbert_from_bert, from_pretrained, student_from_layers
 from prunelle.errors import InputError, load_checkpoint_with
 from prunelle.tasks import Task
 from prunelle.tasks.tokenizer import train_causal_tokenizer, train_tokenizer
@@ -117,15 +117,13 @@ def load_model(name_or_path: str, task: Task, tokenizer_name_or_path: str | None
     """
     config = load_checkpoint_with(AutoConfig.from_pretrained, name_or_path)
     tokenizer = load_checkpoint_with(AutoTokenizer.from_pretrained, tokenizer_name_or_path or name_or_path)
-    model, loading = load_checkpoint_with(
-        task.auto_model_class.from_pretrained, name_or_path, config=config, output_loading_info=True
-    )
+    model, loading = from_pretrained(name_or_path, task.auto_model_class, config=config, output_loading_info=True)
     is_trained = all(key.startswith(f"{model.base_model_prefix}.") for key in loading["missing_keys"])
     if is_trained:
         task.adopt(model.config, name_or_path)
     else:
         task.configure(config)
-        model = task.auto_model_class.from_pretrained(name_or_path, config=config)
+        model = from_pretrained(name_or_path, task.auto_model_class, config=config)
     return LoadedModel(model, tokenizer, is_trained)
 
 

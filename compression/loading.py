@@ -1,0 +1,50 @@
+"""Loads any checkpoint, those included whose layers stock classes cannot build."""
+
+from typing import Any
+
+import transformers
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from prunelle.compression.shapes import shaped_class
+from prunelle.errors import InputError, load_checkpoint_with
+
+
+def from_pretrained(name_or_path: str, model_class: Any = None, **options: Any) -> Any:
+    """Loads a model, shrunk or not.
+
+    Args:
+        name_or_path: a checkpoint folder, or a model of the hub.
+        model_class: a model class or an Auto class, such as `AutoModelForSequenceClassification`. By default the
+            class that the configuration names first.
+        options: as for the stock `from_pretrained`; `config` among them, if it has been read already.
+
+    Returns:
+        What the stock `from_pretrained` returns: the model in evaluation mode, and with `output_loading_info=True`
+        what was missing beside it. Its class is the stock one.
+
+    Raises:
+        InputError: there is no such checkpoint, it cannot be loaded, or its configuration names no class.
+    """
+    config = options.pop("config", None) or load_checkpoint_with(AutoConfig.from_pretrained, str(name_or_path))
+    stock = _stock_class(config, model_class, str(name_or_path))
+    loaded = load_checkpoint_with(
+        shaped_class(stock, config).from_pretrained, str(name_or_path), config=config, **options
+    )
+    model = loaded[0] if isinstance(loaded, tuple) else loaded
+    model.__class__ = stock
+    return loaded
+
+
+def _stock_class(config: PreTrainedConfig, model_class: Any, name: str) -> type[PreTrainedModel]:
+    if model_class is None:
+        (architecture, *_) = config.architectures or [None]
+        found = getattr(transformers, architecture or "", None)
+        if found is None:
+            raise InputError(f"{name} names no architecture of transformers ({architecture}): give the model class")
+        return found
+    if isinstance(model_class, type) and issubclass(model_class, PreTrainedModel):
+        return model_class
+    mapped = model_class._model_mapping.get(type(config), None)
+    if mapped is None:
+        raise InputError(f"{name} is a {config.model_type}, which {model_class.__name__} does not know")
+    return mapped[0] if isinstance(mapped, tuple) else mapped
