@@ -36,7 +36,7 @@ class DistillationTrainer(Trainer):
 
     Args:
         model: The student.
-        teacher: A model with the student's head: the same classes or the same vocabulary.
+        teacher: A model with the student's head: the same classes or the same vocabulary; or an `Ensemble` of them.
         args: The weights, and every flag of `transformers.TrainingArguments`.
         kwargs: As for `transformers.Trainer`.
 
@@ -45,9 +45,7 @@ class DistillationTrainer(Trainer):
             DeepSpeed to shard what is trained.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, teacher: PreTrainedModel, args: DistillationArguments, **kwargs: Any
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, teacher: nn.Module, args: DistillationArguments, **kwargs: Any) -> None:
         super().__init__(model=model, args=args, **kwargs)
         if args.n_gpu > 1:
             raise InputError(f"{args.n_gpu} GPUs and one process: start one process a GPU with `accelerate launch`")
@@ -203,7 +201,7 @@ class TermMeans:
         return means
 
 
-def check_pair(student: PreTrainedModel, teacher: PreTrainedModel, arguments: DistillationArguments) -> None:
+def check_pair(student: PreTrainedModel, teacher: nn.Module, arguments: DistillationArguments) -> None:
     """See that a student and a teacher can be compared as the arguments ask, before anything is trained.
 
     Raises:

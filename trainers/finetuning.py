@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from prunelle.compression.record import fingerprint, read_record, write_record
 from prunelle.errors import InputError
 from prunelle.losses import HardLabelLoss
 from prunelle.tasks import Task
-from prunelle.trainers.arguments import FinetuningArguments
+from prunelle.trainers.arguments import DistillationArguments, FinetuningArguments
+from prunelle.trainers.ensemble import Ensemble
 from prunelle.trainers.models import LoadedModel, TeacherStudentArguments, load_model, load_or_start
 
 logger = logging.getLogger(__name__)
@@ -88,24 +90,31 @@ def save_model(trainer: Trainer, folder: Path) -> None:
 
 @dataclass
 class Teacher(LoadedModel):
-    """A teacher, the folder that keeps it, and, while it has to be trained, how and from what."""
+    """A teacher, the folder that keeps it, and, while it has to be trained, how and from what.
+
+    Several are one model, an `Ensemble`, kept in no one folder.
+    """
 
     folder: str | None = None
     plan: FinetuningArguments | None = None
     identity: str | None = None
 
 
-def load_teacher(models: TeacherStudentArguments, task: Task, arguments: FinetuningArguments) -> Teacher:
-    """The teacher that the flags name; of a bare one, what an earlier run fine-tuned, where there is that.
+def load_teacher(models: TeacherStudentArguments, task: Task, arguments: DistillationArguments) -> Teacher:
+    """The teachers that the flags name; of a bare one, what an earlier run fine-tuned, where there is that.
 
     Raises:
-        InputError: It has no trained head and must not be fine-tuned, or the folder for the fine-tuned
-            teacher holds something else.
+        InputError: One has no trained head and must not be fine-tuned, or the folder for the fine-tuned
+            teacher holds something else. Or several do not make one; see `load_ensemble`.
     """
-    source = models.teacher_name_or_path or str(models.teacher_config)
-    loaded = load_or_start(models.teacher_name_or_path, models.teacher_config, models.tokenizer_name_or_path, task)
+    names = models.teacher_name_or_path or []
+    name, others = next(iter(names), None), names[1:]
+    source = name or str(models.teacher_config)
+    loaded = load_or_start(name, models.teacher_config, models.tokenizer_name_or_path, task)
     if loaded.is_trained:
-        return Teacher(**vars(loaded), folder=models.teacher_name_or_path)
+        if others:
+            return Teacher(load_ensemble(loaded, others, models, task, arguments), loaded.tokenizer, True)
+        return Teacher(**vars(loaded), folder=name)
     if not models.finetune_teacher:
         raise InputError(f"{source} has no head that was trained for the task: add --finetune_teacher")
     plan = teacher_arguments(models, arguments)
@@ -114,6 +123,31 @@ def load_teacher(models: TeacherStudentArguments, task: Task, arguments: Finetun
     if found is not None:
         return Teacher(**vars(found), folder=plan.output_dir)
     return Teacher(**vars(loaded), folder=plan.output_dir, plan=plan, identity=identity)
+
+
+def load_ensemble(
+    first: LoadedModel,
+    others: Sequence[str],
+    models: TeacherStudentArguments,
+    task: Task,
+    arguments: DistillationArguments,
+) -> Ensemble:
+    """The first teacher and the others that are named, as one.
+
+    Raises:
+        InputError: One of the others has no trained head, or reads or predicts something else than the first.
+    """
+    teachers = [first.model]
+    for name in others:
+        loaded = load_model(name, task, adopt=False)
+        if not loaded.is_trained:
+            raise InputError(f"{name} has no head that was trained for the task: train it by scripts/finetune.py")
+        if loaded.tokenizer.get_vocab() != first.tokenizer.get_vocab():
+            raise InputError(f"the teachers {first.model.name_or_path} and {name} do not read the same token ids")
+        teachers.append(loaded.model)
+    # The squared error of logits knows no temperature.
+    temperature = 1.0 if arguments.soft_target_loss == "mse" else arguments.temperature
+    return Ensemble(teachers, models.teacher_weights, models.teacher_mean, temperature)
 
 
 def reusable_teacher(folder: Path, identity: str, task: Task) -> LoadedModel | None:

@@ -4,9 +4,11 @@ import copy
 import inspect
 import json
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -14,6 +16,7 @@ from prunelle.compression import distilbert_from_bert, from_pretrained, student_
 from prunelle.errors import InputError, load_checkpoint_with
 from prunelle.tasks import Task
 from prunelle.tasks.tokenizer import train_causal_tokenizer, train_tokenizer
+from prunelle.trainers.ensemble import members
 
 
 @dataclass
@@ -38,7 +41,15 @@ class ModelArguments:
 class TeacherStudentArguments:
     """The teacher, and how the student is made."""
 
-    teacher_name_or_path: str | None = field(default=None, metadata={"help": "A checkpoint folder or hub model."})
+    teacher_name_or_path: list[str] | None = field(
+        default=None, metadata={"help": "A checkpoint folder or hub model; several are an ensemble."}
+    )
+    teacher_weights: list[float] | None = field(
+        default=None, metadata={"help": "Of an ensemble, one a teacher; by default all alike."}
+    )
+    teacher_mean: Literal["probabilities", "logits"] = field(
+        default="probabilities", metadata={"help": "What an ensemble's soft targets are the mean of."}
+    )
     teacher_config: str | None = field(
         default=None,
         metadata={"help": "Train the teacher from scratch: config.json's folder or file, or the JSON itself."},
@@ -71,6 +82,7 @@ class TeacherStudentArguments:
             raise InputError("give a teacher: --teacher_name_or_path, or --teacher_config for one from scratch")
         if self.teacher_config is not None and not self.finetune_teacher:
             raise InputError("a teacher from --teacher_config knows nothing yet: add --finetune_teacher")
+        self._check_ensemble()
         ways = {
             "--student_layers or --student_architecture": self.student_layers or self.student_architecture,
             "--student_name_or_path": self.student_name_or_path,
@@ -79,6 +91,20 @@ class TeacherStudentArguments:
         if sum(way is not None for way in ways.values()) != 1:
             raise InputError(f"give the student in one way: {', '.join(ways)}")
         self.layers()
+
+    def _check_ensemble(self) -> None:
+        teachers = self.teacher_name_or_path or []
+        if len(teachers) > 1 and self.finetune_teacher:
+            raise InputError(
+                "--finetune_teacher trains one teacher: train each of an ensemble by scripts/finetune.py, and name "
+                "their folders"
+            )
+        weights = self.teacher_weights
+        if weights is not None and len(weights) != len(teachers):
+            raise InputError(f"--teacher_weights gives {len(weights)} weights for {len(teachers)} teachers")
+        for weight in weights or []:
+            if not 0 < weight < float("inf"):
+                raise InputError(f"--teacher_weights {weight} must be above 0: leave out a teacher that is not heard")
 
     def layers(self) -> list[int] | None:
         """`--student_layers` as numbers."""
@@ -109,8 +135,13 @@ def load_or_start(
     return fresh_model(config, task, tokenizer_name_or_path)
 
 
-def load_model(name_or_path: str, task: Task, tokenizer_name_or_path: str | None = None) -> LoadedModel:
+def load_model(
+    name_or_path: str, task: Task, tokenizer_name_or_path: str | None = None, adopt: bool = True
+) -> LoadedModel:
     """Load a checkpoint for a task. A head that the checkpoint lacks is made new, for the task's labels.
+
+    Args:
+        adopt: whether the task takes over the classes of a trained head. It can follow one model alone.
 
     Raises:
         InputError: There is no such checkpoint, or its trained head knows other labels.
@@ -119,9 +150,9 @@ def load_model(name_or_path: str, task: Task, tokenizer_name_or_path: str | None
     tokenizer = load_checkpoint_with(AutoTokenizer.from_pretrained, tokenizer_name_or_path or name_or_path)
     model, loading = from_pretrained(name_or_path, task.auto_model_class, config=config, output_loading_info=True)
     is_trained = all(key.startswith(f"{model.base_model_prefix}.") for key in loading["missing_keys"])
-    if is_trained:
+    if is_trained and adopt:
         task.adopt(model.config, name_or_path)
-    else:
+    elif not is_trained:
         task.configure(config)
         model = from_pretrained(name_or_path, task.auto_model_class, config=config)
     return LoadedModel(model, tokenizer, is_trained)
@@ -149,19 +180,20 @@ def fresh_model(source: str, task: Task, tokenizer_name_or_path: str | None = No
 
 
 def build_student(
-    arguments: TeacherStudentArguments, teacher: PreTrainedModel, task: Task, tokenizer: Tokenizer
+    arguments: TeacherStudentArguments, teacher: nn.Module, task: Task, tokenizer: Tokenizer
 ) -> PreTrainedModel:
-    """The student, in the way that the arguments ask for.
+    """The student, in the way that the arguments ask for; of an ensemble, out of the first teacher.
 
     Raises:
         InputError: Layers that the teacher has not, or a student that reads other token ids than the teacher.
     """
+    first = members(teacher)[0]
     if arguments.student_architecture == "distilbert":
-        return distilbert_from_bert(teacher, arguments.layers())
+        return distilbert_from_bert(first, arguments.layers())
     if (layers := arguments.layers()) is not None:
-        return student_from_layers(teacher, layers)
+        return student_from_layers(first, layers)
     if arguments.student_name_or_path is not None:
-        student = load_model(arguments.student_name_or_path, task)
+        student = load_model(arguments.student_name_or_path, task, adopt=False)
         if student.tokenizer.get_vocab() != tokenizer.get_vocab():
             raise InputError(
                 f"the vocabularies differ: {arguments.student_name_or_path} has {len(student.tokenizer)} tokens and "
@@ -171,7 +203,7 @@ def build_student(
     assert arguments.student_config is not None
     config = _read_config(arguments.student_config)
     if "vocab_size" not in _explicit(arguments.student_config):
-        config.vocab_size = teacher.config.vocab_size
+        config.vocab_size = first.config.vocab_size
     _fit_to_tokenizer(config, tokenizer)
     task.configure(config)
     return task.auto_model_class.from_config(config)
@@ -185,13 +217,13 @@ def tokenizer_for(student: PreTrainedModel, tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-def check_length(max_seq_length: int, *models: PreTrainedModel) -> None:
+def check_length(max_seq_length: int, *models: nn.Module) -> None:
     """See that the models have a position for every token.
 
     Raises:
         InputError: One of them has not.
     """
-    for model in models:
+    for model in chain.from_iterable(map(members, models)):
         positions = getattr(model.config, "max_position_embeddings", None)
         if positions is not None and positions < max_seq_length:
             raise InputError(

@@ -26,6 +26,7 @@ from prunelle.losses import (
 )
 from prunelle.trainers.arguments import DistillationArguments
 from prunelle.trainers.attention import SelfAttention, attends_by_products, catch, find_attention
+from prunelle.trainers.ensemble import class_names, members
 from prunelle.trainers.layer_map import layer_pairs
 from prunelle.trainers.terms import (
     Batch,
@@ -100,13 +101,14 @@ class Objective(nn.Module):
         return Outputs(outputs.logits, outputs.hidden_states if hidden else (), vectors)
 
 
-def build_objective(student: PreTrainedModel, teacher: PreTrainedModel, arguments: DistillationArguments) -> Objective:
-    """The terms of weight above 0, made for the two.
+def build_objective(student: PreTrainedModel, teacher: nn.Module, arguments: DistillationArguments) -> Objective:
+    """The terms of weight above 0, made for the two; of an ensemble, losses on features compare the first teacher.
 
     Raises:
         InputError: The two cannot be compared in the way that is asked: vocabulary, classes, hidden sizes, layers
             or heads.
     """
+    teacher, *_ = members(teacher)
     _check_same_classes(student, teacher, arguments)
     weights = {name: weight for name, weight in arguments.term_weights.items() if weight}
     ours: list[SelfAttention] = []
@@ -221,6 +223,12 @@ def _check_same_classes(student: PreTrainedModel, teacher: PreTrainedModel, argu
     is_language_model = student.get_output_embeddings() is not None
     if not is_language_model and ours.num_labels != theirs.num_labels:
         raise InputError(f"the student has {ours.num_labels} classes and the teacher {theirs.num_labels}")
+    names = class_names(ours), class_names(theirs)
+    if not is_language_model and None not in names and names[0] != names[1]:
+        raise InputError(
+            f"the student's classes are {', '.join(ours.id2label.values())} and the teacher's "
+            f"{', '.join(theirs.id2label.values())}: they must be the same, in the same order"
+        )
     classes = ours.vocab_size if is_language_model else ours.num_labels
     if (
         arguments.soft_target_weight
