@@ -42,7 +42,8 @@ def main(argv: Sequence[str]) -> None:
         student = build_student(models, teacher.model, task, teacher.tokenizer)
 
     tokenizer = tokenizer_for(student, teacher.tokenizer)
-    trainer = DistillationTrainer(student, teacher.model, arguments, **trainer_data(task, tokenizer, encoded))
+    fitted = trainer_data(task, tokenizer, encoded)
+    trainer = DistillationTrainer(student, teacher.model, arguments, teacher.folders, **fitted)
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     trainer.evaluate()
     save_model(trainer, Path(arguments.output_dir))
@@ -53,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
     examples = DataLoader(
         encoded.get("test", encoded["validation"]),
         batch_size=arguments.per_device_eval_batch_size,
-        collate_fn=trainer.data_collator,
+        collate_fn=fitted["data_collator"],
     )
     report = export_and_report(
         trainer.accelerator.unwrap_model(trainer.model),

@@ -49,6 +49,19 @@ class DistillationArguments(FinetuningArguments):
     soft_target_top_k: int = field(
         default=64, metadata={"help": "How many classes top_k keeps apart; all others share one bucket."}
     )
+    teacher_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "A folder for what the teacher says: asked once, used again by every epoch and run. Keeps what "
+            "the soft targets need; terms that look inside the teacher do without it."
+        },
+    )
+    teacher_cache_top_k: int = field(
+        default=64,
+        metadata={
+            "help": "How many of a language model's classes are kept apart in the cache; all others share one bucket."
+        },
+    )
     distilled_positions: Literal["masked", "all"] = field(
         default="masked",
         metadata={"help": "Which tokens' predictions are learned from the teacher: those that have a label, or all."},
@@ -118,13 +131,15 @@ class DistillationArguments(FinetuningArguments):
             raise InputError(f"--temperature {self.temperature} must be above 0")
         if not 0 < self.jensen_shannon_beta < 1:
             raise InputError(f"--jensen_shannon_beta {self.jensen_shannon_beta} must be between 0 and 1, and neither")
-        for name in ("soft_target_top_k", "relation_heads"):
+        for name in ("soft_target_top_k", "teacher_cache_top_k", "relation_heads"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(f"--{name} {value} must be at least 1")
         if self.soft_target_loss == "decoupled" and self.distilled_positions == "all":
             raise InputError(
                 "--soft_target_loss decoupled needs a label wherever it looks: give --distilled_positions masked"
             )
+        if self.teacher_cache is not None:
+            self._check_cacheable()
         chosen = self.chosen_relations
         if unknown := [name for name in chosen if name not in RELATIONS]:
             raise InputError(f"--relations {self.relations}: no {unknown[0]!r}; there are {', '.join(RELATIONS)}")
@@ -133,6 +148,18 @@ class DistillationArguments(FinetuningArguments):
         for name in ("layer_map", "relation_layer_map"):
             explicit_pairs(getattr(self, name), f"--{name}")
         super().__post_init__()
+
+    def _check_cacheable(self) -> None:
+        inside = [
+            name for name, weight in self.term_weights.items() if weight and not name.endswith(("target", "label"))
+        ]
+        if inside:
+            raise InputError(
+                "--teacher_cache keeps the teacher's predictions, and not what it holds inside: give "
+                f"{' '.join(f'--{name}_weight 0' for name in inside)}, or do without the cache"
+            )
+        if not self.soft_target_weight:
+            raise InputError("--teacher_cache has nothing to keep: --soft_target_weight is 0")
 
     @property
     def term_weights(self) -> dict[str, float]:

@@ -3,7 +3,7 @@
 import copy
 import inspect
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from transformers import PreTrainedModel, Trainer
 
 from prunelle.errors import InputError
 from prunelle.trainers.arguments import DistillationArguments
+from prunelle.trainers.cached_answers import PREFIX, cache_answers
 from prunelle.trainers.objective import build_objective
-from prunelle.trainers.terms import Batch
+from prunelle.trainers.terms import Outputs, SoftTargets, batch_of
 
 PROJECTIONS = "projections.safetensors"
 
@@ -38,14 +39,22 @@ class DistillationTrainer(Trainer):
         model: The student.
         teacher: A model with the student's head: the same classes or the same vocabulary; or an `Ensemble` of them.
         args: The weights, and every flag of `transformers.TrainingArguments`.
+        teacher_folders: The teacher's checkpoint, or those of an ensemble, by which `--teacher_cache` tells them apart.
         kwargs: As for `transformers.Trainer`.
 
     Raises:
         InputError: The two cannot be compared; see `build_objective`. Or there are projections, and FSDP or
-            DeepSpeed to shard what is trained.
+            DeepSpeed to shard what is trained. Or the cache is one of another teacher, of other data or settings.
     """
 
-    def __init__(self, model: PreTrainedModel, teacher: nn.Module, args: DistillationArguments, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        teacher: nn.Module,
+        args: DistillationArguments,
+        teacher_folders: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
         super().__init__(model=model, args=args, **kwargs)
         if args.n_gpu > 1:
             raise InputError(f"{args.n_gpu} GPUs and one process: start one process a GPU with `accelerate launch`")
@@ -65,7 +74,10 @@ class DistillationTrainer(Trainer):
                 # A copy: the teacher itself is measured against the student after training, as it was given.
                 teacher = copy.deepcopy(teacher).to(getattr(torch, args.teacher_dtype))
             teacher.eval().requires_grad_(False)
-            self.teacher = self.accelerator.prepare_model(teacher, evaluation_mode=True)
+            if args.teacher_cache is not None:
+                cache_answers(self, teacher, teacher_folders)
+            else:
+                self.teacher = self.accelerator.prepare_model(teacher, evaluation_mode=True)
         self.means = {"train": TermMeans(), "eval": TermMeans()}
 
     def get_batch_samples(
@@ -101,9 +113,10 @@ class DistillationTrainer(Trainer):
 
         `num_items_in_batch` is what `get_batch_samples` counted; in evaluation each batch counts for itself.
         """
-        features = {name: value for name, value in inputs.items() if name != "labels"}
+        answers = {name.removeprefix(PREFIX): inputs[name] for name in inputs if name.startswith(PREFIX)}
+        features = {k: v for k, v in inputs.items() if k != "labels" and not k.startswith(PREFIX)}
         student = self.objective.observe_student(model, features)
-        teacher = None
+        teacher: Outputs | SoftTargets | None = SoftTargets(answers) if answers else None
         if self.teacher is not None:
             with torch.no_grad():
                 accepted = {name: value for name, value in features.items() if name in self.teacher_inputs}
@@ -112,7 +125,7 @@ class DistillationTrainer(Trainer):
         training, weights = model.training, self.objective.weights
         own_items = self._count_items(inputs)
         items = num_items_in_batch if training else own_items
-        terms = self.objective(student, teacher, _batch(inputs), items)
+        terms = self.objective(student, teacher, batch_of(inputs), items)
 
         means = self.means["train" if training else "eval"]
         for (name, term), total, own in zip(terms.items(), items, own_items, strict=True):
@@ -173,7 +186,7 @@ class DistillationTrainer(Trainer):
 
     def _count_items(self, inputs: dict[str, Any]) -> Tensor:
         """(terms,) how many items each term runs over in one batch."""
-        return self.objective.count(_batch(inputs))
+        return self.objective.count(batch_of(inputs))
 
 
 class TermMeans:
@@ -228,7 +241,3 @@ def check_unlabeled(unlabeled_file: str | None, arguments: DistillationArguments
             "--soft_target_loss decoupled needs the label of every example: with --unlabeled_file give another, "
             "such as forward_kl"
         )
-
-
-def _batch(inputs: dict[str, Any]) -> Batch:
-    return Batch(inputs["labels"], inputs["attention_mask"])

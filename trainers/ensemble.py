@@ -50,6 +50,7 @@ class Ensemble(nn.Module):
         self.weights = [weight / sum(weights) for weight in weights]
         self.mean, self.temperature = mean, temperature
         self.config = teachers[0].config
+        self.identity = {"weights": self.weights, "mean": mean, "temperature": temperature}
         self.orders = [_class_order(teacher, teachers[0]) for teacher in teachers]
 
     def forward(

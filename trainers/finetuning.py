@@ -17,7 +17,7 @@ from prunelle.errors import InputError
 from prunelle.losses import HardLabelLoss
 from prunelle.tasks import Task
 from prunelle.trainers.arguments import DistillationArguments, FinetuningArguments
-from prunelle.trainers.ensemble import Ensemble
+from prunelle.trainers.ensemble import Ensemble, members
 from prunelle.trainers.models import LoadedModel, TeacherStudentArguments, load_model, load_or_start
 
 logger = logging.getLogger(__name__)
@@ -98,6 +98,11 @@ class Teacher(LoadedModel):
     folder: str | None = None
     plan: FinetuningArguments | None = None
     identity: str | None = None
+
+    @property
+    def folders(self) -> list[str]:
+        """Of each teacher, its checkpoint."""
+        return [self.folder] if self.folder is not None else [each.name_or_path for each in members(self.model)]
 
 
 def load_teacher(models: TeacherStudentArguments, task: Task, arguments: DistillationArguments) -> Teacher:

@@ -34,6 +34,7 @@ from prunelle.trainers.terms import (
     HiddenTerm,
     Outputs,
     RelationalTerm,
+    SoftTargets,
     SoftTargetTerm,
     Term,
     VectorTerm,
@@ -80,7 +81,9 @@ class Objective(nn.Module):
         """Run the teacher and keep what the terms ask for."""
         return self._observe(teacher, features, self.teacher_attention)
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, items: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, student: Outputs, teacher: Outputs | SoftTargets | None, batch: Batch, items: Tensor
+    ) -> dict[str, Tensor]:
         """Each term by name, before it is weighed.
 
         Args:
@@ -119,7 +122,7 @@ def build_objective(student: PreTrainedModel, teacher: nn.Module, arguments: Dis
         _check_direction(ours, theirs)
 
     every: dict[str, Callable[[], Term]] = {
-        "soft_target": lambda: _soft_target(arguments),
+        "soft_target": lambda: _soft_target(student, arguments),
         "hard_label": HardLabelTerm,
         "hidden_cosine": lambda: _hidden("hidden_cosine", student, teacher, arguments),
         "hidden_mse": lambda: _hidden("hidden_mse", student, teacher, arguments),
@@ -140,8 +143,15 @@ def build_objective(student: PreTrainedModel, teacher: nn.Module, arguments: Dis
     ).to(torch.promote_types(student.dtype, torch.float32))
 
 
-def _soft_target(arguments: DistillationArguments) -> Term:
-    temperature = arguments.temperature
+def _soft_target(student: PreTrainedModel, arguments: DistillationArguments) -> Term:
+    temperature, kind, top_k = arguments.temperature, arguments.soft_target_loss, arguments.soft_target_top_k
+    if arguments.teacher_cache and kind != "top_k" and _is_cut(student, arguments.teacher_cache_top_k):
+        if kind != "forward_kl":
+            raise InputError(
+                f"--soft_target_loss {kind} needs all logits: with --teacher_cache give --teacher_cache_top_k "
+                f"{student.config.vocab_size}, or --soft_target_loss forward_kl"
+            )
+        kind, top_k = "top_k", arguments.teacher_cache_top_k
     weights = (arguments.decoupled_target_weight, arguments.decoupled_non_target_weight)
     losses: dict[str, Callable[[], nn.Module]] = {
         "forward_kl": lambda: SoftTargetLoss(temperature),
@@ -151,8 +161,12 @@ def _soft_target(arguments: DistillationArguments) -> Term:
         "decoupled": lambda: DecoupledLoss(*weights, temperature),
         "top_k": lambda: TopKTargetLoss(temperature),
     }
-    loss = losses[arguments.soft_target_loss]()
-    return SoftTargetTerm(loss, arguments.distilled_positions == "all", arguments.soft_target_top_k)
+    return SoftTargetTerm(losses[kind](), arguments.distilled_positions == "all", top_k)
+
+
+def _is_cut(model: PreTrainedModel, top_k: int) -> bool:
+    """Whether the model has more to say than the top k: of a language model's vocabulary, not of a few classes."""
+    return model.get_output_embeddings() is not None and top_k < model.config.vocab_size
 
 
 def _hidden(name: str, student: PreTrainedModel, teacher: PreTrainedModel, arguments: DistillationArguments) -> Term:

@@ -26,6 +26,11 @@ class Batch:
     attention_mask: Tensor
 
 
+def batch_of(inputs: Mapping[str, Tensor]) -> Batch:
+    """What a collated batch asks for."""
+    return Batch(inputs["labels"], inputs["attention_mask"])
+
+
 @dataclass(frozen=True)
 class Outputs:
     """What a model says about a batch.
@@ -39,6 +44,17 @@ class Outputs:
     logits: Tensor
     hidden_states: Sequence[Tensor]
     vectors: Mapping[int, Vectors]
+
+
+@dataclass(frozen=True)
+class SoftTargets:
+    """What the soft targets' loss needs of the teacher; a cache keeps it in the teacher's place.
+
+    Args:
+        tensors: in the order in which the loss takes them, (rows, …), a row for each position distilled.
+    """
+
+    tensors: Mapping[str, Tensor]
 
 
 class Term(nn.Module):
@@ -79,14 +95,25 @@ class SoftTargetTerm(Term):
     def count(self, batch: Batch) -> Tensor:
         return self.distilled(batch).sum()
 
-    def forward(self, student: Outputs, teacher: Outputs, batch: Batch, num_items: Tensor) -> Tensor:
-        chosen = self.distilled(batch)
-        ours, theirs = student.logits[chosen], teacher.logits[chosen]
-        if isinstance(self.loss, DecoupledLoss):
-            return self.loss(ours, theirs, batch.labels[chosen], num_items)
+    @property
+    def identity(self) -> dict[str, float]:
+        """What the targets depend on beside the teacher."""
         if isinstance(self.loss, TopKTargetLoss):
-            return self.loss(ours, *top_k_distribution(theirs, self.top_k, self.loss.temperature), num_items)
-        return self.loss(ours, theirs, num_items)
+            return {"top_k": self.top_k, "temperature": self.loss.temperature}
+        return {}
+
+    def targets(self, teacher: Outputs, batch: Batch) -> SoftTargets:
+        theirs = teacher.logits[self.distilled(batch)]
+        if isinstance(self.loss, TopKTargetLoss):
+            log_probabilities, indices = top_k_distribution(theirs, self.top_k, self.loss.temperature)
+            return SoftTargets({"log_probabilities": log_probabilities, "indices": indices})
+        return SoftTargets({"logits": theirs})
+
+    def forward(self, student: Outputs, teacher: Outputs | SoftTargets, batch: Batch, num_items: Tensor) -> Tensor:
+        chosen = self.distilled(batch)
+        targets = teacher if isinstance(teacher, SoftTargets) else self.targets(teacher, batch)
+        labels = [batch.labels[chosen]] if isinstance(self.loss, DecoupledLoss) else []
+        return self.loss(student.logits[chosen], *targets.tensors.values(), *labels, num_items)
 
 
 class HardLabelTerm(Term):
