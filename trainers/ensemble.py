@@ -92,7 +92,7 @@ def members(teacher: nn.Module) -> list[PreTrainedModel]:
 def class_names(config: PreTrainedConfig) -> list[str] | None:
     """A classifier's classes, in lower case and in the order of its logits; None where they are only numbered."""
     names = [str(config.id2label[index]).lower() for index in range(config.num_labels)]
-    return None if names == [f"label_{index}" for index in range(len(names))] else names
+    return None if all(name in (str(index), f"label_{index}") for index, name in enumerate(names)) else names
 
 
 def _taken(teacher: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:

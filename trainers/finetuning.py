@@ -18,7 +18,7 @@ from prunelle.losses import HardLabelLoss
 from prunelle.tasks import Task
 from prunelle.trainers.arguments import DistillationArguments, FinetuningArguments
 from prunelle.trainers.ensemble import Ensemble, members
-from prunelle.trainers.models import LoadedModel, TeacherStudentArguments, load_model, load_or_start
+from prunelle.trainers.models import LoadedModel, TeacherStudentArguments, load_model, load_or_start, trim_vocabularies
 
 logger = logging.getLogger(__name__)
 
@@ -150,6 +150,7 @@ def load_ensemble(
         if loaded.tokenizer.get_vocab() != first.tokenizer.get_vocab():
             raise InputError(f"the teachers {first.model.name_or_path} and {name} do not read the same token ids")
         teachers.append(loaded.model)
+    trim_vocabularies(first.tokenizer, *teachers)
     # The squared error of logits knows no temperature.
     temperature = 1.0 if arguments.soft_target_loss == "mse" else arguments.temperature
     return Ensemble(teachers, models.teacher_weights, models.teacher_mean, temperature)

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import json
+import logging
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -17,6 +18,8 @@ from prunelle.errors import InputError, load_checkpoint_with
 from prunelle.tasks import Task
 from prunelle.tasks.tokenizer import train_causal_tokenizer, train_tokenizer
 from prunelle.trainers.ensemble import members
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -199,6 +202,7 @@ def build_student(
                 f"the vocabularies differ: {arguments.student_name_or_path} has {len(student.tokenizer)} tokens and "
                 f"the teacher {len(tokenizer)}, or they stand for other words; both must read the same token ids"
             )
+        trim_vocabularies(tokenizer, student.model, *members(teacher))
         return student.model
     assert arguments.student_config is not None
     config = _read_config(arguments.student_config)
@@ -206,7 +210,33 @@ def build_student(
         config.vocab_size = first.config.vocab_size
     _fit_to_tokenizer(config, tokenizer)
     task.configure(config)
-    return task.auto_model_class.from_config(config)
+    student = task.auto_model_class.from_config(config)
+    trim_vocabularies(tokenizer, student, *members(teacher))
+    return student
+
+
+def trim_vocabularies(tokenizer: Tokenizer, *models: PreTrainedModel) -> None:
+    """Cut the vocabularies of models that read the same token ids, in place, to that of the smallest.
+
+    They are made larger than the tokenizer's to be a multiple of 64 or so, not always the same. What is cut stands
+    for no token.
+
+    Raises:
+        InputError: The smallest has no place for every token.
+    """
+    smallest = min(model.config.vocab_size for model in models)
+    tokens = max(tokenizer.get_vocab().values()) + 1
+    for model in models:
+        size, name = model.config.vocab_size, model.name_or_path or "the student"
+        if size == smallest:
+            continue
+        if smallest < tokens:
+            raise InputError(
+                f"{name} has a vocabulary of {size} and another model of the run one of {smallest}, and the tokenizer "
+                f"{tokens} tokens: the smaller cannot read them all"
+            )
+        logger.info("the vocabulary of %s is cut from %d to %d: only %d stand for tokens", name, size, smallest, tokens)
+        model.resize_token_embeddings(smallest, pad_to_multiple_of=1)  # without it, advice on sizes is printed
 
 
 def tokenizer_for(student: PreTrainedModel, tokenizer: Tokenizer) -> Tokenizer:

@@ -113,12 +113,9 @@ def test_a_run_is_never_overwritten(sound: dict[str, str], tmp_path: Path, capsy
     assert (tmp_path / "run" / "report.json").read_text() == "{}"
 
 
-@pytest.mark.parametrize("size", ["399", "500"])
-def test_vocabularies_that_differ_are_refused(
-    sound: dict[str, str], size: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Prevents token ids that mean one word to the teacher and another to the student."""
-    config = {"model_type": "bert", "vocab_size": int(size), "hidden_size": 32, "num_hidden_layers": 1}
+def test_vocabularies_that_differ_are_refused(sound: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Prevents token ids that the teacher reads and the student cannot."""
+    config = {"model_type": "bert", "vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 1}
     config |= {"num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64}
     del sound["--student_layers"]
     assert "vocabular" in refused(sound | {"--student_config": json.dumps(config)}, capsys)

@@ -92,6 +92,10 @@ def test_classes_are_matched_by_name() -> None:
     assert not torch.allclose(logits(first), logits(second))
     torch.testing.assert_close(logits(Ensemble([first, second])), logits(first))
 
+    numbered = copy.deepcopy(first)
+    numbered.config.id2label = {0: "0", 1: "1", 2: "2"}
+    torch.testing.assert_close(logits(Ensemble([numbered, first])), logits(first))
+
     second.config.id2label = {0: "three", 1: "one", 2: "four"}
     with pytest.raises(InputError, match=r"predicts three, one, four, and .* one, two, three: they must be the same"):
         Ensemble([first, second])
