@@ -7,18 +7,14 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-
-from torch.utils.data import DataLoader
 
 from prunelle.cli import parse, run
-from prunelle.compression.record import write_record
-from prunelle.export import export_and_report
 from prunelle.launch import start
+from prunelle.scripts._closing import close
 from prunelle.tasks import TASKS, DistillationDataArguments
 from prunelle.trainers import DistillationArguments, DistillationTrainer
 from prunelle.trainers.distillation import check_pair, check_unlabeled
-from prunelle.trainers.finetuning import finetune, load_teacher, save_model, trainer_data
+from prunelle.trainers.finetuning import finetune, load_teacher, trainer_data
 from prunelle.trainers.models import TeacherStudentArguments, build_student, check_length, tokenizer_for
 
 
@@ -43,36 +39,9 @@ def main(argv: Sequence[str]) -> None:
 
     tokenizer = tokenizer_for(student, teacher.tokenizer)
     fitted = trainer_data(task, tokenizer, encoded)
-    trainer = DistillationTrainer(student, teacher.model, arguments, teacher.folders, **fitted)
+    trainer = DistillationTrainer(student, teacher.model, arguments, teacher_folders=teacher.folders, **fitted)
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
-    trainer.evaluate()
-    save_model(trainer, Path(arguments.output_dir))
-    if not trainer.is_world_process_zero():
-        return
-
-    # Not the Trainer's loader, which would deal the examples out to the processes.
-    examples = DataLoader(
-        encoded.get("test", encoded["validation"]),
-        batch_size=arguments.per_device_eval_batch_size,
-        collate_fn=fitted["data_collator"],
-    )
-    report = export_and_report(
-        trainer.accelerator.unwrap_model(trainer.model),
-        tokenizer,
-        arguments.output_dir,
-        batches=examples,
-        compute_metrics=task.compute_metrics,
-        teacher=teacher.model,
-        teacher_folder=teacher.folder,
-    )
-    write_record(
-        Path(arguments.output_dir),
-        methods=["distill"],
-        recipe=recipe,
-        data=task.fingerprint(),
-        training=trainer.state.log_history,
-    )
-    print(report.to_text())
+    close(trainer, task, encoded, teacher, teacher.folder, methods=["distill"], recipe=recipe)
 
 
 if __name__ == "__main__":

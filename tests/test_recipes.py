@@ -6,12 +6,14 @@ import pytest
 
 from prunelle.cli import parse
 from prunelle.tasks import DataArguments, DistillationDataArguments
-from prunelle.trainers import DistillationArguments, FinetuningArguments
+from prunelle.trainers import DistillationArguments, FinetuningArguments, PruningArguments
 from prunelle.trainers.models import ModelArguments, TeacherStudentArguments
+from prunelle.trainers.pruning import PrunedModelArguments
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 FLAGS = {
     "distill": (DistillationDataArguments, TeacherStudentArguments, DistillationArguments),
+    "prune": (DataArguments, PrunedModelArguments, DistillationArguments, PruningArguments),
     "finetune": (DataArguments, ModelArguments, FinetuningArguments),
 }
 FILES = sorted(file for file in RECIPES.rglob("*.yaml") if file.parent.name != "accelerate")
@@ -21,5 +23,5 @@ FILES = sorted(file for file in RECIPES.rglob("*.yaml") if file.parent.name != "
 def test_a_recipe_has_only_flags_that_its_script_knows(file: Path) -> None:
     """Prevents a renamed flag from breaking a recipe that no test runs."""
     (script,) = [name for name in FLAGS if f"scripts/{name}.py" in file.read_text()]
-    _, _, arguments, _ = parse(["--config", str(file)], *FLAGS[script])
+    _, _, arguments, *_ = parse(["--config", str(file)], *FLAGS[script])
     assert arguments.output_dir

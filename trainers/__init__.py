@@ -2,4 +2,7 @@
 
 from prunelle.trainers.arguments import DistillationArguments as DistillationArguments
 from prunelle.trainers.arguments import FinetuningArguments as FinetuningArguments
+from prunelle.trainers.compression import CompressionTrainer as CompressionTrainer
 from prunelle.trainers.distillation import DistillationTrainer as DistillationTrainer
+from prunelle.trainers.pruning import PruningArguments as PruningArguments
+from prunelle.trainers.pruning import PruningTrainer as PruningTrainer

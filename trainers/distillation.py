@@ -10,18 +10,20 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 
+from prunelle.compression import CompressionMethod
 from prunelle.errors import InputError
 from prunelle.trainers.arguments import DistillationArguments
 from prunelle.trainers.cached_answers import PREFIX, cache_answers
+from prunelle.trainers.compression import CompressionTrainer
 from prunelle.trainers.objective import build_objective
 from prunelle.trainers.terms import Outputs, SoftTargets, batch_of
 
 PROJECTIONS = "projections.safetensors"
 
 
-class DistillationTrainer(Trainer):
+class DistillationTrainer(CompressionTrainer):
     """`transformers.Trainer` whose loss is the weighted sum of the terms that the arguments ask for.
 
     The teacher stays an attribute: it is moved to the device, evaluated without gradients, and neither wrapped
@@ -39,12 +41,14 @@ class DistillationTrainer(Trainer):
         model: The student.
         teacher: A model with the student's head: the same classes or the same vocabulary; or an `Ensemble` of them.
         args: The weights, and every flag of `transformers.TrainingArguments`.
+        methods: What is done to the student's weights in the same run.
         teacher_folders: The teacher's checkpoint, or those of an ensemble, by which `--teacher_cache` tells them apart.
         kwargs: As for `transformers.Trainer`.
 
     Raises:
-        InputError: The two cannot be compared; see `build_objective`. Or there are projections, and FSDP or
-            DeepSpeed to shard what is trained. Or the cache is one of another teacher, of other data or settings.
+        InputError: As `CompressionTrainer`. Or the two cannot be compared; see `build_objective`. Or there are
+            projections, and FSDP or DeepSpeed to shard what is trained. Or the cache is one of another teacher, of
+            other data or settings.
     """
 
     def __init__(
@@ -52,12 +56,11 @@ class DistillationTrainer(Trainer):
         model: PreTrainedModel,
         teacher: nn.Module,
         args: DistillationArguments,
+        methods: Sequence[CompressionMethod] = (),
         teacher_folders: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
-        super().__init__(model=model, args=args, **kwargs)
-        if args.n_gpu > 1:
-            raise InputError(f"{args.n_gpu} GPUs and one process: start one process a GPU with `accelerate launch`")
+        super().__init__(model, args, methods, **kwargs)
         # After the Trainer has set the seed: random projections begin alike in all processes.
         self.objective = build_objective(model, teacher, args).to(args.device)
         self.projections = list(self.objective.parameters())
@@ -138,6 +141,8 @@ class DistillationTrainer(Trainer):
         if training and self.accelerator.num_processes > 1 and not self.objective.needs_logits:
             # DDP waits for the gradients of the head too, and what hooks catch is none of the outputs it knows of.
             loss = loss + 0.0 * student.logits.sum()
+        if training:
+            loss = loss + self.penalty()
         return (loss, {"logits": student.logits}) if return_outputs else loss
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:

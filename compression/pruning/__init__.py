@@ -1,5 +1,21 @@
-"""Pruning: what of a model is left out, and models that are the smaller for it."""
+"""Weights that a model can do without: found, masked while it is trained, and zero in the end."""
 
+from prunelle.compression.pruning.density import density_by_weight as density_by_weight
+from prunelle.compression.pruning.masks import LearnedMask as LearnedMask
+from prunelle.compression.pruning.masks import Mask as Mask
+from prunelle.compression.pruning.pruning import Pruning as Pruning
+from prunelle.compression.pruning.schedule import CubicSchedule as CubicSchedule
+from prunelle.compression.pruning.selection import keep_highest as keep_highest
 from prunelle.compression.pruning.surgery import shrink as shrink
+from prunelle.compression.pruning.targets import find_prunable as find_prunable
 
-__all__ = ["shrink"]
+__all__ = [
+    "CubicSchedule",
+    "LearnedMask",
+    "Mask",
+    "Pruning",
+    "density_by_weight",
+    "find_prunable",
+    "keep_highest",
+    "shrink",
+]

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from prunelle.cli import main
-from prunelle.scripts import distill
+from prunelle.scripts import _closing
 
 ROOT = Path(__file__).parents[2]
 
@@ -184,7 +184,7 @@ def test_a_distilbert_from_a_trained_teacher(
 @pytest.fixture
 def without_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ends a run after training: export and latencies take half a minute, and other tests see to them."""
-    monkeypatch.setattr(distill, "export_and_report", lambda *_, **__: Mock(to_text=str))
+    monkeypatch.setattr(_closing, "export_and_report", lambda *_, **__: Mock(to_text=str))
 
 
 @pytest.mark.usefixtures("without_export")

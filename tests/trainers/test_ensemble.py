@@ -25,7 +25,7 @@ from transformers import (
 from prunelle.cli import main
 from prunelle.errors import InputError
 from prunelle.export.inference import LogitsOnly
-from prunelle.scripts import distill
+from prunelle.scripts import _closing
 from prunelle.trainers.ensemble import Ensemble
 
 TOKENS = torch.arange(12).reshape(2, 6)
@@ -122,7 +122,7 @@ def test_an_ensemble_is_heard_through_the_command_line(
 ) -> None:
     """Prevents teachers, weights or a temperature that are asked for and not used, and a run that does not say whom
     it heard."""
-    monkeypatch.setattr(distill, "export_and_report", lambda *_, **__: Mock(to_text=str))
+    monkeypatch.setattr(_closing, "export_and_report", lambda *_, **__: Mock(to_text=str))
     first = AutoModelForSequenceClassification.from_pretrained(teacher)
     tokenizer = AutoTokenizer.from_pretrained(teacher)
     second = permuted(first, [1, 0])

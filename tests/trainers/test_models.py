@@ -18,7 +18,7 @@ from transformers import (
 
 from prunelle.cli import main
 from prunelle.errors import InputError
-from prunelle.scripts import distill
+from prunelle.scripts import _closing
 from prunelle.tasks.tokenizer import train_causal_tokenizer, train_tokenizer
 from prunelle.trainers.models import trim_vocabularies
 
@@ -67,7 +67,7 @@ def test_a_padded_teacher_is_heard_and_one_of_other_tokens_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Prevents training on nonsense where ids stand for other tokens, even if there are as many."""
-    monkeypatch.setattr(distill, "export_and_report", lambda *_, **__: Mock(to_text=str))
+    monkeypatch.setattr(_closing, "export_and_report", lambda *_, **__: Mock(to_text=str))
     (tmp_path / "text.txt").write_text("".join(TEXTS))
     for folder, size, own_tokenizer in (
         ("teacher", 320, tokenizer),

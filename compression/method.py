@@ -1,0 +1,83 @@
+"""What every way of compressing a model has in common, whatever trains it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+
+class CompressionMethod:
+    """Changes what a model's weights are while it is trained, by `torch.nn.utils.parametrize` and nothing else.
+
+    Several stack on one weight, in the order in which they are attached, and `bake` ends them all. In a
+    hand-written loop:
+
+        method.attach(model)
+        optimizer = AdamW([{"params": weights}, *method.parameter_groups()])
+        method.start(steps)
+        for number, batch in enumerate(batches):
+            (loss(model, batch) + method.penalty()).backward()
+            optimizer.step()
+            method.step((number + 1) / steps)
+        method.finish()
+        bake(model)
+
+    Every verb but `attach` does nothing unless a method needs it.
+    """
+
+    def attach(self, model: PreTrainedModel) -> None:
+        """Parametrize the model's weights, in place, on its device. Before a checkpoint of the run is loaded.
+
+        Raises:
+            InputError: The model has not what is asked for.
+        """
+        raise NotImplementedError
+
+    def start(self, steps: int) -> None:
+        """Learn how many optimizer steps the whole run has.
+
+        Raises:
+            InputError: They do not suffice.
+        """
+
+    def step(self, progress: float) -> None:
+        """Bring what depends on the weights, or on the schedule, up to date: before the first optimizer step and
+        after every one.
+
+        Args:
+            progress: The share of the run's optimizer steps that is done, from 0 to 1.
+        """
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimizer is to train otherwise than the model's weights: groups as PyTorch's optimizers take."""
+        return []
+
+    def check_gradients(self) -> None:
+        """See, between the first backward pass and the step after it, that what is to be learned can be.
+
+        Raises:
+            InputError: Something attached takes no part in the loss.
+        """
+
+    def penalty(self) -> Tensor | float:
+        """What is added to the loss, once an optimizer step."""
+        return 0.0
+
+    def metrics(self) -> dict[str, float]:
+        """What is worth logging, by name."""
+        return {}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a resumed run needs beyond the model's own state dict, which holds the parametrizations."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what `state_dict` gave."""
+
+    def finish(self) -> None:
+        """See that the run has come to where it was to end.
+
+        Raises:
+            RuntimeError: It has not.
+        """

@@ -1,0 +1,76 @@
+"""The road through the command line: a trained model in, one of the density asked for out."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForSequenceClassification
+
+from prunelle.cli import main
+
+
+@pytest.fixture
+def sound(reviews: dict[str, str], teacher: str, short_run: list[str], tmp_path: Path) -> dict[str, str]:
+    """Flags of a run that would work."""
+    named = dict(zip(short_run[::2], short_run[1::2], strict=True))
+    return {**reviews, **named, "--model_name_or_path": teacher, "--output_dir": str(tmp_path / "run")}
+
+
+def prune(flags: dict[str, str], *more: str) -> int:
+    return main(["prune", *(word for pair in flags.items() for word in pair), *more])
+
+
+def test_a_trained_model_is_pruned_with_itself_as_teacher(
+    sound: dict[str, str], teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prevents a checkpoint that only this package loads, a density beside the one asked for, and a lost accuracy."""
+    flags = {"--teacher_name_or_path": teacher, "--density": "0.3", "--learning_rate": "1e-3"}
+    assert prune(sound | flags, "--num_train_epochs", "4", "--excluded_modules", "*.0.*.query") == 0
+    assert "onnx-int8" in capsys.readouterr().out
+    pruned = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "compression.json").read_text())
+    assert record["methods"] == ["distill", "prune"]
+    assert len(record["density"]) == 4 * 6 - 1
+    for name, density in record["density"].items():
+        weight = pruned.get_parameter(name)
+        assert weight.count_nonzero().item() == round(density * weight.numel())
+        assert abs(density * weight.numel() - 0.3 * weight.numel()) <= 1
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    accuracy = {m["name"]: m["metrics"]["accuracy"] for m in report["models"]}
+    assert accuracy["student"] > 0.9
+
+
+def test_a_model_is_pruned_on_labels_alone(sound: dict[str, str], tmp_path: Path) -> None:
+    """Prevents a teacher from being needed."""
+    assert prune(sound | {"--density": "0.5", "--score": "magnitude", "--ranking": "global"}) == 0
+    record = json.loads((tmp_path / "run" / "compression.json").read_text())
+    assert record["methods"] == ["prune"]
+    assert len(set(record["density"].values())) > 12
+
+
+SPOILED = {
+    "a density of 0": ({"--density": "0"}, r"a density of 0\.0 must be above 0 and at most 1"),
+    "percent": ({"--density": "15"}, r"a density of 15\.0 must be above 0 and at most 1"),
+    "no such module": ({"--pruned_modules": "*.atention.*"}, r"the pattern \*\.atention\.\* matches none of the 26 "),
+    "too short a run": ({"--max_steps": "2"}, r"the run has 2 optimizer steps.* from step 0\.2 to step 1\.4"),
+    "no room to prune": ({"--pruning_warmup": "0.7"}, r"0\.7 and a cool-down of 0\.3 leave nothing"),
+    "no such score": ({"--score": "momentum"}, r"--score.*'momentum'"),
+    "a penalty on nothing": ({"--score": "magnitude", "--score_penalty": "1"}, r"--score magnitude learns none"),
+    "scores that stand still": ({"--score_learning_rate": "0"}, r"--score_learning_rate 0\.0 must be above 0"),
+    "a loss without its teacher": ({"--temperature": "4"}, r"give --teacher_name_or_path, or no --temperature"),
+    "no such teacher": ({"--teacher_name_or_path": "nowhere"}, r"no folder nowhere"),
+}
+
+
+@pytest.mark.parametrize(("change", "expected"), SPOILED.values(), ids=SPOILED)
+def test_a_spoiled_flag_is_named(
+    sound: dict[str, str], change: dict[str, str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prevents hours of training on a typing error."""
+    capsys.readouterr()
+    assert prune(sound | change) == 2
+    error = capsys.readouterr().err
+    (line,) = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert re.search(expected, line)
+    assert not list(Path(sound["--output_dir"]).glob("*.safetensors"))

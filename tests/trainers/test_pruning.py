@@ -1,0 +1,200 @@
+"""Pruning by a trainer: alone, with a teacher, accumulated, on two processes, and resumed to the bit."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from datasets import Dataset
+from safetensors.torch import load_file
+from transformers import PreTrainedModel, set_seed
+
+from prunelle.compression import bake
+from prunelle.compression.pruning import LearnedMask
+from prunelle.errors import InputError
+from prunelle.trainers import (
+    CompressionTrainer,
+    DistillationArguments,
+    DistillationTrainer,
+    FinetuningArguments,
+    PruningArguments,
+    PruningTrainer,
+)
+
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 32,
+    "pad_token_id": 1,
+    "num_labels": 3,
+    "initializer_range": 0.3,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+SPECIAL = {"bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
+OTHER_NAMES = {"vocab_size": 40, "num_labels": 3, "initializer_range": 0.3}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "Bert": SIZES,
+    "Roberta": SIZES,
+    "DistilBert": {**OTHER_NAMES, "dim": 16, "hidden_dim": 24, "n_heads": 2, "n_layers": 2},
+    "ModernBert": {**SIZES, **SPECIAL},
+    "GPT2": {**OTHER_NAMES, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_inner": 24, "pad_token_id": 1},
+}
+
+
+def model(name: str = "Bert", seed: int = 0) -> PreTrainedModel:
+    set_seed(seed)
+    model_class = getattr(transformers, f"{name}ForSequenceClassification")
+    return model_class(model_class.config_class(**CONFIGS[name]))
+
+
+def rows(count: int = 16) -> Dataset:
+    words = torch.randint(5, 40, (count, 8), generator=torch.Generator().manual_seed(0))
+    ones = torch.ones(8, dtype=torch.long).tolist()
+    return Dataset.from_list(
+        [{"input_ids": row.tolist(), "attention_mask": ones, "labels": n % 3} for n, row in enumerate(words)]
+    )
+
+
+def settings(folder: Path, **more: Any) -> dict[str, Any]:
+    return {
+        "output_dir": str(folder),
+        "max_steps": 8,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+    } | more
+
+
+def prune(folder: Path, pruning: dict[str, Any], student: PreTrainedModel | None = None, **more: Any) -> PruningTrainer:
+    arguments = FinetuningArguments(**settings(folder, **more))
+    trainer = PruningTrainer(
+        student or model(), arguments, PruningArguments(**pruning), train_dataset=rows(), eval_dataset=rows(6)
+    )
+    trainer.train(resume_from_checkpoint=more.get("resume_from_checkpoint"))
+    return trainer
+
+
+def state(trainer: CompressionTrainer) -> dict[str, torch.Tensor]:
+    return trainer.accelerator.unwrap_model(trainer.model).state_dict()
+
+
+@pytest.mark.parametrize("score", ["magnitude", "soft_movement"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_model_is_pruned_while_it_is_distilled(tmp_path: Path, name: str, score: Any) -> None:
+    """Prevents a method that only works on labels, or an architecture in which masks and hooks disturb each other."""
+    terms = {"hidden_mse_weight": 1.0, "relation_weight": 1.0}
+    pruning = PruningArguments(density=0.3, score=score)
+    trainer = DistillationTrainer(
+        model(name),
+        model(name, seed=1),
+        DistillationArguments(**settings(tmp_path, **terms)),
+        [pruning.method(seed=0)],
+        train_dataset=rows(),
+        eval_dataset=rows(6),
+    )
+    trainer.train()
+    lines = trainer.state.log_history[:-1]
+    assert [line["density"] for line in lines] == sorted((line["density"] for line in lines), reverse=True)
+    assert lines[-1]["density"] == pytest.approx(0.3, abs=2e-3)
+    assert lines[-1]["loss_soft_target"] > 0
+    before = trainer.evaluate()["eval_loss"]
+    assert bake(trainer.model)
+    assert trainer.evaluate()["eval_loss"] == before
+
+
+@pytest.mark.parametrize(
+    "pruning", [{"score": "movement", "score_init": "noise"}, {"score": "random"}, {"score": "magnitude"}]
+)
+@pytest.mark.parametrize("step", [4, 7], ids=["while density falls", "with frozen masks"])
+def test_a_run_resumes_to_the_bit(tmp_path: Path, pruning: dict[str, Any], step: int) -> None:
+    """Prevents masks, scores, their optimizer state or the schedule from starting anew in the middle of a run."""
+    pruning = {"density": 0.3, "ranking": "global"} | pruning
+    more = {"save_strategy": "steps", "save_steps": step, "per_device_train_batch_size": 4, "weight_decay": 5.0}
+    whole = prune(tmp_path, pruning, **more)
+    resumed = prune(tmp_path, pruning, **more, resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+    assert any("mask" in key for key in state(whole))
+    for key, tensor in state(whole).items():
+        assert torch.equal(tensor, state(resumed)[key]), key
+
+
+def test_a_checkpoint_without_masks_is_refused(tmp_path: Path) -> None:
+    """Prevents masks and scores from starting anew in the middle of a run, in silence."""
+    arguments = FinetuningArguments(**settings(tmp_path, save_strategy="steps", save_steps=4))
+    CompressionTrainer(model(), arguments, train_dataset=rows()).train()
+    with pytest.raises(InputError, match="was trained without pruning"):
+        prune(tmp_path, {"density": 0.3}, resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+
+
+def test_scores_have_an_optimizer_group_of_their_own(tmp_path: Path) -> None:
+    """Prevents weight decay on scores, which pulls them all towards one threshold, and scores trained twice."""
+    trainer = prune(tmp_path, {"density": 0.3, "score_learning_rate": 0.05}, weight_decay=0.1)
+    groups = trainer.optimizer.param_groups
+    scores = [mask.scores for mask in trainer.model.modules() if isinstance(mask, LearnedMask)]
+    assert [len(group["params"]) for group in groups][-1] == len(scores) == 12
+    assert groups[-1]["initial_lr"] == 0.05
+    assert groups[-1]["weight_decay"] == 0.0
+    every = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(every) == sorted(id(parameter) for parameter in trainer.model.parameters())
+
+
+def test_accumulated_batches_prune_like_one(tmp_path: Path) -> None:
+    """Prevents a penalty that counts once a micro-batch, and masks that move within one optimizer step."""
+    flags = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
+    pruning = {"density": 0.3, "score": "soft_movement", "score_penalty": 30.0, "score_learning_rate": 1.0}
+    whole = prune(tmp_path, pruning, model().double(), per_device_train_batch_size=4, **flags)
+    cut = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    split = prune(tmp_path, pruning, model().double(), **cut, **flags)
+    for key, tensor in state(whole).items():
+        torch.testing.assert_close(state(split)[key], tensor, rtol=0, atol=1e-9)
+
+
+def test_what_would_undo_the_pruning_is_refused(tmp_path: Path) -> None:
+    """Prevents the best model, from before the density was reached, from being saved as the pruned one."""
+    best = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"}
+    with pytest.raises(InputError, match="--load_best_model_at_end"):
+        prune(tmp_path, {"density": 0.3}, **best)
+
+
+def test_a_short_run_is_refused(tmp_path: Path) -> None:
+    """Prevents a run that ends before its density is reached."""
+    with pytest.raises(InputError, match="the run has 2 optimizer steps"):
+        prune(tmp_path, {"density": 0.3}, max_steps=2)
+
+
+TWO_PROCESSES = """
+import sys
+from safetensors.torch import save_file
+from test_pruning import GLOBAL, SGD, model, prune, state
+
+trainer = prune(sys.argv[1], GLOBAL, model().double(), per_device_train_batch_size=2, **SGD)
+assert trainer.accelerator.num_processes == 2
+save_file(state(trainer), f"{sys.argv[1]}/{trainer.args.process_index}")
+"""
+GLOBAL = {"density": 0.3, "score": "soft_movement", "score_init": "noise", "score_learning_rate": 1.0}
+SGD: dict[str, Any] = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
+
+
+def test_two_processes_prune_like_one(tmp_path: Path) -> None:
+    """Prevents masks that differ between processes, each of which would train a model of its own."""
+    (tmp_path / "two.py").write_text(TWO_PROCESSES)
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path(__file__).parent)}
+    environment["PYTHONPATH"] += os.pathsep + os.environ.get("PYTHONPATH", "")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run([*launcher, tmp_path / "two.py", tmp_path], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    one = prune(tmp_path, GLOBAL, model().double(), per_device_train_batch_size=4, **SGD)
+    first, second = (load_file(tmp_path / str(process)) for process in range(2))
+    for key, tensor in state(one).items():
+        assert torch.equal(first[key], second[key])
+        torch.testing.assert_close(first[key], tensor, rtol=0, atol=1e-9)

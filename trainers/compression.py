@@ -1,0 +1,139 @@
+"""The trainer that all ways of compressing share: it drives a list of methods, alone or together."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+
+from prunelle.compression import CompressionMethod
+from prunelle.errors import InputError
+from prunelle.trainers.finetuning import hard_label_loss
+
+METHODS = "compression.safetensors"
+
+
+class CompressionTrainer(Trainer):
+    """`transformers.Trainer` that learns from labels while compression methods change what the weights are.
+
+    Methods are attached before anything is loaded, brought up to date after every optimizer step, asked for
+    penalties and for what the optimizer is to train otherwise, saved with every checkpoint and, at the end, for
+    whether they are where they were to end. The loss is `hard_label_loss`; subclasses have others.
+
+    Args:
+        model: What is compressed, in place.
+        args: Every flag of `transformers.TrainingArguments`.
+        methods: Attached in this order: a weight is masked before it is quantized.
+        kwargs: As for `transformers.Trainer`.
+
+    Raises:
+        InputError: A method finds not what it looks for; several GPUs in one process; or methods, and FSDP or
+            DeepSpeed to shard what they parametrize.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        methods: Sequence[CompressionMethod] = (),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model=model, args=args, **({"compute_loss_func": hard_label_loss} | kwargs))
+        # Labels stand where their logits do, a causal language model's too: all of them count.
+        self._loss_shifts_labels = False
+        if args.n_gpu > 1:
+            raise InputError(f"{args.n_gpu} GPUs and one process: start one process a GPU with `accelerate launch`")
+        self.methods = list(methods)
+        if not self.methods:
+            return
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise InputError("weights are pruned in one process or under DDP, not with FSDP or DeepSpeed")
+        if args.load_best_model_at_end:
+            raise InputError(
+                "--load_best_model_at_end would bring back a model from before the compression was complete: "
+                "leave it out"
+            )
+        for method in self.methods:
+            method.attach(model)
+        self.add_callback(_Steps(self))
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The labels' loss and, in training, the methods' penalties."""
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if model.training:
+            loss = loss + self.penalty()
+        return (loss, outputs) if return_outputs else loss
+
+    def penalty(self) -> Tensor | float:
+        """The methods' penalties, as one micro-batch's share: over an accumulated batch they count once."""
+        return sum(method.penalty() for method in self.methods) / self.current_gradient_accumulation_steps
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The model's optimizer, with what the methods learn in groups of its own."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if is_new and (groups := [group for method in self.methods for group in method.parameter_groups()]):
+            apart = {id(parameter) for group in groups for parameter in group["params"]}
+            for group in optimizer.param_groups:
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in apart]
+            for group in groups:
+                optimizer.add_param_group(group)
+        return optimizer
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the methods' metrics to the training loss's log line."""
+        if "loss" in logs:
+            for method in self.methods:
+                logs |= method.metrics()
+        super().log(logs, start_time)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.methods and self.args.should_save:
+            states = {f"{n}.{k}": v for n, method in enumerate(self.methods) for k, v in method.state_dict().items()}
+            save_file(states, Path(output_dir) / METHODS)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self.methods:
+            if not (file := Path(checkpoint) / METHODS).is_file():
+                raise InputError(f"{checkpoint} holds no {METHODS}: it was trained without pruning")
+            states = load_file(file)
+            for number, method in enumerate(self.methods):
+                prefix = f"{number}."
+                method.load_state_dict({k.removeprefix(prefix): v for k, v in states.items() if k.startswith(prefix)})
+        super()._load_optimizer_and_scheduler(checkpoint)
+
+
+class _Steps(TrainerCallback):
+    """Tells the methods how far the run is. After a step they are told before it is logged, evaluated or saved."""
+
+    def __init__(self, trainer: CompressionTrainer) -> None:
+        self.trainer = trainer
+        self.gradients_checked = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for method in self.trainer.methods:
+            method.start(state.max_steps)
+        self._step(state)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self.gradients_checked:
+            for method in self.trainer.methods:
+                method.check_gradients()
+            self.gradients_checked = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._step(state)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for method in self.trainer.methods:
+            method.finish()
+
+    def _step(self, state: Any) -> None:
+        for method in self.trainer.methods:
+            method.step(state.global_step / state.max_steps)

@@ -1,0 +1,149 @@
+"""Pruning: what it is asked for by flags, and the trainer that does it on labels alone."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from transformers import PreTrainedModel, TrainingArguments
+
+from prunelle.compression import CompressionMethod
+from prunelle.compression.pruning import CubicSchedule, Pruning
+from prunelle.errors import InputError
+from prunelle.tasks import Task
+from prunelle.trainers.arguments import DistillationArguments, FinetuningArguments
+from prunelle.trainers.compression import CompressionTrainer
+from prunelle.trainers.models import LoadedModel, ModelArguments, load_model
+
+
+@dataclass
+class PruningArguments:
+    """What is pruned, by what, and when."""
+
+    density: float = field(default=0.5, metadata={"help": "The share of the pruned modules' weights that is kept."})
+    score: Literal["magnitude", "movement", "soft_movement", "random"] = field(
+        default="movement", metadata={"help": "What weights are ranked by."}
+    )
+    ranking: Literal["tensor", "global"] | None = field(
+        default=None,
+        metadata={
+            "help": "Keep the share of each tensor, or of all together. By default tensor; global for soft_movement."
+        },
+    )
+    pruned_modules: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Shell patterns of the linear modules to prune, such as '*.attention.*'. By default all within "
+            "the layers: no embeddings, no head."
+        },
+    )
+    excluded_modules: list[str] = field(
+        default_factory=list, metadata={"help": "Shell patterns of those to leave out again."}
+    )
+    pruning_warmup: float = field(default=0.1, metadata={"help": "The share of the run before density falls."})
+    pruning_cooldown: float = field(
+        default=0.3, metadata={"help": "The share of the run that is left, with masks that stay, once it has fallen."}
+    )
+    score_init: Literal["magnitude", "zero", "noise"] = field(
+        default="magnitude", metadata={"help": "Where learned scores begin; magnitude is |w| / std(w)."}
+    )
+    score_learning_rate: float = field(default=1e-2, metadata={"help": "Of learned scores; they have no weight decay."})
+    score_penalty: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of the mean sigmoid of learned scores. By default 1 for soft_movement, 0 for movement."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.score_penalty is not None and not 0 <= self.score_penalty < float("inf"):
+            raise InputError(f"--score_penalty {self.score_penalty} must not be negative")
+        if not 0 < self.score_learning_rate < float("inf"):
+            raise InputError(f"--score_learning_rate {self.score_learning_rate} must be above 0")
+        if self.score in ("magnitude", "random") and self.score_penalty:
+            raise InputError(f"--score_penalty needs scores that are learned, and --score {self.score} learns none")
+        self.schedule()
+
+    def schedule(self) -> CubicSchedule:
+        """How density falls."""
+        return CubicSchedule(self.density, self.pruning_warmup, self.pruning_cooldown)
+
+    def method(self, seed: int) -> Pruning:
+        """What the flags describe."""
+        return Pruning(
+            self.schedule(),
+            self.score,
+            ranking=self.ranking,
+            score_init=self.score_init,
+            score_learning_rate=self.score_learning_rate,
+            score_penalty=self.score_penalty,
+            patterns=self.pruned_modules,
+            excluded=self.excluded_modules,
+            seed=seed,
+        )
+
+
+@dataclass
+class PrunedModelArguments(ModelArguments):
+    """The model to prune, and perhaps one to learn from."""
+
+    teacher_name_or_path: str | None = field(
+        default=None, metadata={"help": "A trained checkpoint to distil from in the same run; the model's own will do."}
+    )
+
+
+def check_distillation_flags(models: PrunedModelArguments, given: Mapping[str, Any]) -> None:
+    """See that flags of a distillation have a teacher.
+
+    Args:
+        given: What was given beyond the defaults, as `prunelle.cli.parse` says.
+
+    Raises:
+        InputError: They have none.
+    """
+    flags = {f.name for f in fields(DistillationArguments)} - {f.name for f in fields(FinetuningArguments)}
+    if models.teacher_name_or_path is None and (idle := [f"--{name}" for name in given if name in flags]):
+        raise InputError(f"without a teacher there is nothing to distil: give --teacher_name_or_path, or no {idle[0]}")
+
+
+def load_dense_teacher(models: PrunedModelArguments, pruned: LoadedModel, task: Task) -> LoadedModel | None:
+    """The teacher that the flags name; None where they name none.
+
+    Raises:
+        InputError: It has no head that was trained for the task, or reads other token ids.
+    """
+    if models.teacher_name_or_path is None:
+        return None
+    teacher = load_model(models.teacher_name_or_path, task)
+    if not teacher.is_trained:
+        raise InputError(f"{models.teacher_name_or_path} has no head that was trained for the task: fine-tune it first")
+    if teacher.tokenizer.get_vocab() != pruned.tokenizer.get_vocab():
+        raise InputError(
+            f"the vocabularies of {models.teacher_name_or_path} and of the model to prune differ: both must read the "
+            "same token ids"
+        )
+    return teacher
+
+
+class PruningTrainer(CompressionTrainer):
+    """Prunes a model while it learns from labels. (`DistillationTrainer` with `methods` does so with a teacher.)
+
+    Args:
+        model: What is pruned, in place; `bake` ends it after training.
+        args: Every flag of `transformers.TrainingArguments`.
+        pruning: What is pruned, by what, and when.
+        methods: What else is to be done to the weights, after the masks.
+        kwargs: As for `transformers.Trainer`.
+
+    Raises:
+        InputError: As `CompressionTrainer`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        pruning: PruningArguments,
+        methods: Sequence[CompressionMethod] = (),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model, args, [pruning.method(args.seed), *methods], **kwargs)
