@@ -50,6 +50,10 @@ class DataArguments:
         default=0.7,
         metadata={"help": "A token is masked in proportion to its frequency to the power of minus this; 0: evenly."},
     )
+    static_masking: bool = field(
+        default=False,
+        metadata={"help": "Mask training text once and for all, not anew in every epoch; --teacher_cache needs it."},
+    )
 
     def __post_init__(self) -> None:
         if self.dataset_name is None and self.train_file is None:
@@ -74,6 +78,8 @@ class DataArguments:
                 raise InputError(f"--{name} {value} leaves no data; give at least 1")
         if self.streaming and (self.task not in ("masked-lm", "causal-lm") or self.dataset_name is None):
             raise InputError("--streaming is for --task masked-lm or causal-lm with a hub data set")
+        if self.static_masking and (self.task != "masked-lm" or self.streaming):
+            raise InputError("--static_masking is for --task masked-lm without --streaming")
 
 
 @dataclass

@@ -138,6 +138,8 @@ def fingerprint(splits: dict[str, Any], arguments: DataArguments, unlabeled: boo
             digest.update(json.dumps(batch, default=str).encode())
     prepared = (arguments.task, arguments.max_seq_length, arguments.mlm_probability, arguments.mask_frequency_exponent)
     digest.update(repr(prepared).encode())
+    if arguments.static_masking:
+        digest.update(b"static_masking")
     return digest.hexdigest()[:16]
 
 

@@ -3,7 +3,6 @@
 from itertools import islice
 from typing import Any
 
-import datasets
 import torch
 from transformers import AutoModelForMaskedLM
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -23,6 +22,8 @@ class MaskedLanguageModelling(PackedTexts):
     def encode(self, tokenizer: Tokenizer) -> dict[str, Any]:
         """The splits as full blocks of `input_ids`; validation and test masked once and for all, with `labels`.
 
+        With `--static_masking` so is the training split. RoBERTa (arXiv:1907.11692) compares the two.
+
         Raises:
             InputError: The tokenizer has no mask token, or the text does not fill one block.
         """
@@ -30,11 +31,16 @@ class MaskedLanguageModelling(PackedTexts):
             raise InputError(f"the tokenizer {tokenizer.name_or_path} has no mask token; --task masked-lm needs one")
         blocks = self.pack(tokenizer)
         masking = self.collator(tokenizer, blocks)
-        masking.generator = torch.Generator().manual_seed(self.seed)
-        return {
-            split: packed if split == "train" else datasets.Dataset.from_list([_row(masking([e])) for e in packed])
-            for split, packed in blocks.items()
-        }
+
+        def mask(block: dict[str, list[int]]) -> dict[str, list[int]]:
+            return {name: tensor[0].tolist() for name, tensor in masking([block]).items()}
+
+        for split, packed in blocks.items():
+            if split != "train" or self.arguments.static_masking:
+                # Each split begins anew: it does not depend on the others, nor on which of them is found in a cache.
+                masking.generator = torch.Generator().manual_seed(self.seed)
+                blocks[split] = packed.map(mask, desc=f"Masking {split}")
+        return blocks
 
     def collator(self, tokenizer: Tokenizer, encoded: dict[str, Any]) -> FrequencySmoothedMasking:
         """Masks anew each time a block is seen; rare tokens by their frequency in the encoded training data."""
@@ -45,7 +51,3 @@ class MaskedLanguageModelling(PackedTexts):
             self.arguments.mlm_probability,
             self.arguments.mask_frequency_exponent,
         )
-
-
-def _row(batch: dict[str, torch.Tensor]) -> dict[str, list[int]]:
-    return {name: tensor[0].tolist() for name, tensor in batch.items()}

@@ -136,5 +136,5 @@ def _checked(trainer: "DistillationTrainer", rows: Any) -> Dataset:
     if not isinstance(rows, Dataset):
         raise InputError("--teacher_cache needs examples that come again: give the data without --streaming")
     if "labels" not in rows.column_names:
-        raise InputError("--teacher_cache needs masks that stay, and --task masked-lm draws them anew in every epoch")
+        raise InputError("--teacher_cache needs masks that stay, not drawn anew in every epoch: add --static_masking")
     return trainer._remove_unused_columns(rows)

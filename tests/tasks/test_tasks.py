@@ -130,12 +130,36 @@ def test_evaluation_masks_do_not_change(tmp_path: Path) -> None:
     """Prevents two models, or two epochs, from being asked different questions."""
     path = tmp_path / "text.txt"
     path.write_text("\n".join(f"line {number} of the text" for number in range(200)))
-    arguments = DataArguments(task="masked-lm", train_file=str(path), validation_file=str(path), max_seq_length=32)
     tokenizer = train_tokenizer(path.read_text().splitlines(), 400)
-    first, second = (TASKS["masked-lm"](arguments, 7).encode(tokenizer)["validation"] for _ in range(2))
-    assert first[:] == second[:]
-    labels = np.array(first["labels"])
+
+    def encode(seed: int, **flags: Any) -> Any:
+        arguments = DataArguments(
+            task="masked-lm", train_file=str(path), validation_file=str(path), max_seq_length=32, **flags
+        )
+        return TASKS["masked-lm"](arguments, seed).encode(tokenizer)
+
+    first, second, other = encode(7), encode(7), encode(8)
+    assert first["validation"][:] == second["validation"][:] != other["validation"][:]
+    labels = np.array(first["validation"]["labels"])
     assert (labels != -100).mean() == pytest.approx(0.15 * 30 / 32, abs=0.03)
+
+    assert first["train"].column_names == ["input_ids"]
+    fixed = encode(7, static_masking=True)
+    assert fixed["validation"][:] == first["validation"][:]
+    assert fixed["train"][:] == encode(7, static_masking=True)["train"][:] != fixed["train"].select([0])[:]
+    assert (np.array(fixed["train"]["labels"]) != -100).any(1).all()
+
+
+def test_masks_that_stay_are_other_data(tmp_path: Path) -> None:
+    """Prevents a teacher trained on masks drawn once from passing for one that saw new ones in every epoch."""
+    (tmp_path / "text.txt").write_text("a bird in the hand\n" * 9)
+    flags: dict[str, Any] = {"task": "masked-lm", "train_file": str(tmp_path / "text.txt")}
+    prints = {
+        TASKS["masked-lm"](DataArguments(**flags, static_masking=static), 0).fingerprint() for static in (True, False)
+    }
+    assert len(prints) == 2
+    with pytest.raises(InputError, match="--static_masking is for --task masked-lm"):
+        DataArguments(**(flags | {"task": "causal-lm"}), static_masking=True)
 
 
 def test_a_stream_is_read_as_it_trains(tmp_path: Path) -> None:
