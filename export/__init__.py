@@ -13,6 +13,7 @@ from prunelle.export.onnx import export_onnx
 from prunelle.export.quantization import quantize_dynamic, quantize_int4, quantize_static
 from prunelle.export.report import ModelReport, Report
 from prunelle.export.runner import OnnxRunner, Runner, TorchRunner
+from prunelle.export.sequences import report_on_sequences
 from prunelle.export.variants import VARIANTS, Variant, export_variants
 
 __all__ = [
@@ -44,4 +45,5 @@ __all__ = [
     "quantize_int4",
     "quantize_static",
     "report_on",
+    "report_on_sequences",
 ]

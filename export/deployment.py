@@ -7,10 +7,10 @@ from typing import Any
 from torch import nn
 
 from prunelle.compression.record import versions
-from prunelle.export.evaluation import ComputeMetrics, evaluate
+from prunelle.export.evaluation import ComputeMetrics, Evaluation, evaluate
 from prunelle.export.hardware import hardware
 from prunelle.export.inference import deployed, maximum_length
-from prunelle.export.latency import SHAPES, measure_latency
+from prunelle.export.latency import SHAPES, Latency, measure_latency
 from prunelle.export.onnx import OPSET_VERSION
 from prunelle.export.report import ModelReport, Report
 from prunelle.export.runner import Batch, OnnxRunner, Runner, TorchRunner
@@ -126,14 +126,23 @@ def report_on(
             seconds=latency_seconds,
         )
 
-    rows = [
+    rows = rows_of(runners, evaluations, latencies)
+    machine = hardware()
+    return Report(name, rows, machine, versions(), _warnings(name, rows, machine))
+
+
+def rows_of(
+    runners: Sequence[Runner], evaluations: Sequence[Evaluation], latencies: Sequence[Mapping[str, Latency]]
+) -> list[ModelReport]:
+    """One row a model. Speed-ups are over the first."""
+    return [
         ModelReport(
             name=runner.name,
             format=runner.format,
             metrics=evaluation.metrics,
             size_bytes=runner.size_bytes,
             parameters=runner.parameters,
-            latency_ms=latency,
+            latency_ms=dict(latency),
             speedup={shape: latencies[0][shape].p50 / latency[shape].p50 for shape in latency},
             flips=evaluation.flips,
             total=evaluation.total,
@@ -141,8 +150,6 @@ def report_on(
         )
         for runner, evaluation, latency in zip(runners, evaluations, latencies, strict=True)
     ]
-    machine = hardware()
-    return Report(name, rows, machine, versions(), _warnings(name, rows, machine))
 
 
 def _warnings(reference: str, rows: Sequence[ModelReport], machine: dict[str, Any]) -> list[str]:

@@ -50,6 +50,7 @@ class Report:
         hardware: what `hardware()` found.
         versions: of Python and of the packages that the figures depend on.
         warnings: what the reader must not overlook, one sentence each.
+        timed: what a latency is of.
     """
 
     reference: str
@@ -57,6 +58,7 @@ class Report:
     hardware: dict[str, Any]
     versions: dict[str, str]
     warnings: list[str] = field(default_factory=list)
+    timed: str = "batch x tokens"
 
     def to_dict(self) -> dict[str, Any]:
         """The content of report.json. Figures that are not finite become None, which JSON can hold."""
@@ -132,7 +134,7 @@ class Report:
         instructions = self.hardware.get("int8_instructions")
         int8 = "unknown" if instructions is None else ", ".join(instructions) or "none"
         return (
-            f"Latency: median / 95th percentile at batch x tokens, {self.hardware.get('threads')} threads of "
+            f"Latency: median / 95th percentile at {self.timed}, {self.hardware.get('threads')} threads of "
             f"{self.hardware.get('cpu')} (int8 instructions: {int8}). Speed-up: over {self.models[0].name}. "
             f"Flips and logit differences: against {self.reference}."
         )

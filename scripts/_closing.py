@@ -6,7 +6,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from prunelle.compression.record import write_record
-from prunelle.export import export_and_report
+from prunelle.export import export_and_report, report_on_sequences
 from prunelle.tasks import Task
 from prunelle.trainers import CompressionTrainer
 from prunelle.trainers.finetuning import save_model
@@ -17,13 +17,17 @@ def close(
     trainer: CompressionTrainer,
     task: Task,
     encoded: dict[str, Any],
+    collator: Any,
     teacher: LoadedModel | None = None,
     teacher_folder: str | None = None,
     **record: Any,
 ) -> None:
     """Evaluate what was trained, save it, export it, and print the table of what that did to it.
 
+    Encoder-decoders are measured on what they write, and not exported.
+
     Args:
+        collator: The task's own. The trainer's may look for cached answers, which other data has none of.
         record: What `compression.json` is to say beside the data and the logs.
     """
     folder = Path(str(trainer.args.output_dir))
@@ -35,10 +39,12 @@ def close(
     examples = DataLoader(
         encoded.get("test", encoded["validation"]),
         batch_size=trainer.args.per_device_eval_batch_size,
-        collate_fn=trainer.data_collator,
+        collate_fn=collator,
     )
-    report = export_and_report(
-        trainer.accelerator.unwrap_model(trainer.model),
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    measure = report_on_sequences if model.config.is_encoder_decoder else export_and_report
+    report = measure(
+        model,
         trainer.processing_class,
         folder,
         batches=examples,

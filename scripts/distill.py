@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
     # What does not fit is refused here, before the teacher is trained; then the student takes trained layers.
     student = build_student(models, teacher.model, task, teacher.tokenizer)
     check_pair(student, teacher.model, arguments)
-    check_length(data.max_seq_length, teacher.model, student)
+    check_length(data, teacher.model, student)
     with arguments.main_process_first():
         encoded = task.encode(teacher.tokenizer)
     if teacher.plan is not None:
@@ -41,7 +41,8 @@ def main(argv: Sequence[str]) -> None:
     fitted = trainer_data(task, tokenizer, encoded)
     trainer = DistillationTrainer(student, teacher.model, arguments, teacher_folders=teacher.folders, **fitted)
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
-    close(trainer, task, encoded, teacher, teacher.folder, methods=["distill"], recipe=recipe)
+    collator = fitted["data_collator"]
+    close(trainer, task, encoded, collator, teacher, teacher.folder, methods=["distill"], recipe=recipe)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> None:
     start(arguments, data)
     task = TASKS[data.task](data, arguments.seed)
     model = load_or_start(models.model_name_or_path, models.model_config, models.tokenizer_name_or_path, task)
-    check_length(data.max_seq_length, model.model)
+    check_length(data, model.model)
     with arguments.main_process_first():
         encoded = task.encode(model.tokenizer)
     finetune(model, task, encoded, arguments, recipe=recipe)

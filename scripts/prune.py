@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
     task = TASKS[data.task](data, arguments.seed)
     pruned = load_or_start(models.model_name_or_path, models.model_config, models.tokenizer_name_or_path, task)
     teacher = load_dense_teacher(models, pruned, task)
-    check_length(data.max_seq_length, pruned.model)
+    check_length(data, pruned.model)
     with arguments.main_process_first():
         encoded = task.encode(pruned.tokenizer)
 
@@ -49,6 +49,7 @@ def main(argv: Sequence[str]) -> None:
         trainer,
         task,
         encoded,
+        inputs["data_collator"],
         teacher,
         models.teacher_name_or_path,
         methods=["prune"] if teacher is None else ["distill", "prune"],

@@ -12,6 +12,7 @@ from prunelle.tasks.arguments import DistillationDataArguments as DistillationDa
 from prunelle.tasks.causal_lm import CausalLanguageModelling as CausalLanguageModelling
 from prunelle.tasks.classes import Classification as Classification
 from prunelle.tasks.masked_lm import MaskedLanguageModelling as MaskedLanguageModelling
+from prunelle.tasks.sequence_to_sequence import SequenceToSequence as SequenceToSequence
 from prunelle.tasks.text_classification import TextClassification as TextClassification
 from prunelle.tasks.token_classification import TokenClassification as TokenClassification
 
@@ -40,4 +41,5 @@ TASKS: dict[str, Callable[[DataArguments, int], Task]] = {
     "token-classification": TokenClassification,
     "masked-lm": MaskedLanguageModelling,
     "causal-lm": CausalLanguageModelling,
+    "sequence-to-sequence": SequenceToSequence,
 }

@@ -12,11 +12,15 @@ BUILTIN_PREFIX = "builtin:"
 class DataArguments:
     """What is learned, and from which data."""
 
-    task: Literal["text-classification", "token-classification", "masked-lm", "causal-lm"] = field(
-        default="text-classification", metadata={"help": "What the model learns to predict."}
+    task: Literal["text-classification", "token-classification", "masked-lm", "causal-lm", "sequence-to-sequence"] = (
+        field(default="text-classification", metadata={"help": "What the model learns to predict."})
     )
     dataset_name: str | None = field(
-        default=None, metadata={"help": "A hub data set or folder, or builtin:docstrings, which needs no network."}
+        default=None,
+        metadata={
+            "help": "A hub data set or folder; or, without network, builtin:docstrings or (sequence-to-sequence) "
+            "builtin:function-names."
+        },
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "The hub data set's configuration."})
     streaming: bool = field(
@@ -35,11 +39,20 @@ class DataArguments:
     label_column_name: str | None = field(
         default=None, metadata={"help": "By default found: label, labels, class, …, or ner_tags, tags, …"}
     )
+    target_column_name: str | None = field(
+        default=None, metadata={"help": "By default found: target, summary, … (sequence-to-sequence)."}
+    )
     validation_split_percentage: int = field(
         default=5, metadata={"help": "Share of the training data held out where there is no validation data."}
     )
     max_seq_length: int = field(
         default=128, metadata={"help": "Tokens; longer texts are cut, or packed (language models)."}
+    )
+    max_target_length: int = field(
+        default=64, metadata={"help": "Tokens of what is written; longer targets are cut (sequence-to-sequence)."}
+    )
+    source_prefix: str = field(
+        default="", metadata={"help": "Put before each text, such as 'summarize: ' for T5 (sequence-to-sequence)."}
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Keep the first examples only."})
     max_eval_samples: int | None = field(
@@ -64,6 +77,8 @@ class DataArguments:
             raise InputError(f"--dataset_name {self.dataset_name} and data files exclude each other: give one of them")
         if self.max_seq_length < 3:
             raise InputError(f"--max_seq_length {self.max_seq_length} leaves no room for text; give at least 3")
+        if self.max_target_length < 2:
+            raise InputError(f"--max_target_length {self.max_target_length} leaves no room for text; give at least 2")
         if not 0 < self.validation_split_percentage < 100:
             raise InputError(
                 f"--validation_split_percentage {self.validation_split_percentage} must lie between 1 and 99"

@@ -1,8 +1,9 @@
-"""The built-in data, `builtin:docstrings`: which library does this docstring come from?
+"""The built-in data: which library does this docstring come from, and what is the function called?
 
 The docstrings of Python's standard library and of the libraries that every installation of Prunelle
 brings along, read from their source files (nothing is imported or run), reduced to plain prose, with the
-libraries' names struck out. It needs no network, and serves text classification and language modelling.
+libraries' names struck out. They need no network. `builtin:docstrings` serves text classification and language
+modelling, `builtin:function-names` what makes a text of a text.
 """
 
 import ast
@@ -15,9 +16,10 @@ import sysconfig
 import tempfile
 import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import datasets
 
@@ -46,6 +48,12 @@ MIN_EXAMPLES, MAX_EXAMPLES = 300, 1000
 """A library that some later version leaves with fewer examples drops out; one with more (torch has
 thousands) does not swamp the rest."""
 
+MIN_WORDS_OF_A_FUNCTION = 4
+WORDS_OF_A_NAME = range(2, 7)
+"""Shorter names, such as `run`, say too little, longer ones are mostly tests'."""
+
+MAX_FUNCTIONS = 1000
+
 SPLITS = {"train": range(0, 80), "validation": range(80, 90), "test": range(90, 100)}
 """Which values of a text's hash modulo 100 belong to which split."""
 
@@ -60,9 +68,25 @@ def load_docstrings() -> datasets.DatasetDict:
     Raises:
         InputError: no library had enough docstrings, as happens where source files were stripped.
     """
-    cached = Path(datasets.config.HF_DATASETS_CACHE) / f"prunelle-docstrings-{_fingerprint()}"
+    return _cached("docstrings", _build)
+
+
+def load_function_names() -> datasets.DatasetDict:
+    """The splits train, validation and test, with the columns `text`, the first sentence of a function's docstring,
+    and `target`, the words of its name in lower case.
+
+    Cached as `load_docstrings`.
+
+    Raises:
+        InputError: no library has documented functions, as happens where source files were stripped.
+    """
+    return _cached("function-names", _build_function_names)
+
+
+def _cached(name: str, build: Callable[[], datasets.DatasetDict]) -> datasets.DatasetDict:
+    cached = Path(datasets.config.HF_DATASETS_CACHE) / f"prunelle-{name}-{_fingerprint()}"
     if not cached.is_dir():
-        _save_atomically(_build(), cached)
+        _save_atomically(build(), cached)
     return datasets.load_from_disk(str(cached))
 
 
@@ -91,19 +115,30 @@ def _build() -> datasets.DatasetDict:
     seen: set[tuple[str, ...]] = set()
     texts = {library: _collect(library, seen) for library in LIBRARIES}
     labels = [library for library in LIBRARIES if len(texts[library]) >= MIN_EXAMPLES]
-    if not labels:
+    label_type = datasets.ClassLabel(names=labels) if labels else datasets.Value("string")
+    return _split("docstrings", "label", label_type, [(text, label) for label in labels for text in texts[label]])
+
+
+def _build_function_names() -> datasets.DatasetDict:
+    seen: set[tuple[str, ...]] = set()
+    pairs = [pair for library in LIBRARIES for pair in _collect_function_names(library, seen)]
+    return _split("function-names", "target", datasets.Value("string"), pairs)
+
+
+def _split(name: str, column: str, kind: Any, examples: list[tuple[str, str]]) -> datasets.DatasetDict:
+    """The splits, of (text, value of the other column)."""
+    if not examples:
         raise InputError(
-            "builtin:docstrings is empty: the installed libraries have no docstrings in their .py files "
+            f"builtin:{name} is empty: the installed libraries have no docstrings in their .py files "
             "(were the sources stripped?); give --dataset_name or --train_file instead"
         )
-    label_type = datasets.ClassLabel(names=labels)
-    features = datasets.Features({"text": datasets.Value("string"), "label": label_type})
+    features = datasets.Features({"text": datasets.Value("string"), column: kind})
     # Ordered by hash: shuffled, yet the same everywhere.
-    examples = sorted((_sha256(text), text, label) for label in labels for text in texts[label])
+    ordered = sorted((_sha256(text), text, value) for text, value in examples)
     splits = datasets.DatasetDict()
     for split, buckets in SPLITS.items():
-        chosen = [(text, label) for digest, text, label in examples if int(digest, 16) % 100 in buckets]
-        columns = {"text": [text for text, _ in chosen], "label": [label for _, label in chosen]}
+        chosen = [(text, value) for digest, text, value in ordered if int(digest, 16) % 100 in buckets]
+        columns = {"text": [text for text, _ in chosen], column: [value for _, value in chosen]}
         splits[split] = datasets.Dataset.from_dict(columns, features=features)
     return splits
 
@@ -119,13 +154,28 @@ def _collect(library: str, seen: set[tuple[str, ...]]) -> list[str]:
     """At most MAX_EXAMPLES clean texts of one library, none of them close to one that was `seen` before."""
     texts: list[str] = []
     for path in _source_files(library):
-        for docstring in _docstrings(path):
+        for _, docstring in _docstrings(path):
             text = clean(docstring)
             if text and not _is_known(text, seen):
                 texts.append(text)
         if len(texts) >= MAX_EXAMPLES:
             break
     return texts[:MAX_EXAMPLES]
+
+
+def _collect_function_names(library: str, seen: set[tuple[str, ...]]) -> list[tuple[str, str]]:
+    """At most MAX_FUNCTIONS pairs of a docstring's first sentence and a name, no sentence close to one `seen`."""
+    pairs: list[tuple[str, str]] = []
+    for path in _source_files(library):
+        for name, docstring in _docstrings(path):
+            words = NAME_PART.findall(name)
+            if len(words) in WORDS_OF_A_NAME:
+                text = SENTENCE_END.split(clean(docstring, MIN_WORDS_OF_A_FUNCTION))[0]
+                if len(text.split()) >= MIN_WORDS_OF_A_FUNCTION and not _is_known(text, seen):
+                    pairs.append((text, " ".join(words).lower()))
+        if len(pairs) >= MAX_FUNCTIONS:
+            break
+    return pairs[:MAX_FUNCTIONS]
 
 
 SKIPPED_FOLDERS = {
@@ -152,7 +202,8 @@ def _source_files(library: str) -> Iterator[Path]:
             yield files[name]
 
 
-def _docstrings(path: Path) -> Iterator[str]:
+def _docstrings(path: Path) -> Iterator[tuple[str, str]]:
+    """Docstrings with the names of their functions; of modules and classes without one."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about escape sequences in other people's files
@@ -164,7 +215,7 @@ def _docstrings(path: Path) -> Iterator[str]:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             docstring = ast.get_docstring(node)
             if docstring:
-                yield docstring
+                yield ("" if isinstance(node, ast.Module | ast.ClassDef) else node.name), docstring
         nodes += getattr(node, "body", [])  # statements alone: ast.walk's descent into expressions is slow
 
 
@@ -237,16 +288,17 @@ TIDYING = [  # what struck out words leave around themselves
     (r"^[\s.,;:!?)\]/-]+", ""),
 ]
 TIDYING_PATTERNS = [(re.compile(pattern), replacement) for pattern, replacement in TIDYING]
+NAME_PART = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 WORD = re.compile(r"[(\"']?[A-Za-z]+(?:['-][A-Za-z]+)*[.,;:!?)\"']*")
 SENTENCE_END = re.compile(r"(?<=[a-z)\"'0-9][.!?]) (?=[A-Z])")
 
 
-def clean(docstring: str) -> str:
+def clean(docstring: str, min_words: int = MIN_WORDS) -> str:
     """The description that a docstring begins with, as plain prose without a library's name.
 
-    Empty if there is none, or fewer than MIN_WORDS words of it. Of a long one, the first sentences are kept.
+    Empty if there is none, or fewer than `min_words` words of it. Of a long one, the first sentences are kept.
     """
-    if len(docstring.split()) < MIN_WORDS or BOILERPLATE.search(docstring):
+    if len(docstring.split()) < min_words or BOILERPLATE.search(docstring):
         return ""
     text = FENCED_CODE.sub("", docstring)
     section = SECTION.search(text)
@@ -260,7 +312,7 @@ def clean(docstring: str) -> str:
         text = pattern.sub(replacement, text)
     words = _first_sentences(text.strip()).split()
     plain = sum(1 for word in words if WORD.fullmatch(word))
-    return " ".join(words) if len(words) >= MIN_WORDS and plain >= 0.75 * len(words) else ""
+    return " ".join(words) if len(words) >= min_words and plain >= 0.75 * len(words) else ""
 
 
 def _first_sentences(text: str) -> str:

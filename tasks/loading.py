@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,14 @@ import datasets
 
 from prunelle.errors import InputError
 from prunelle.tasks.arguments import BUILTIN_PREFIX, DataArguments
-from prunelle.tasks.docstrings import load_docstrings
+from prunelle.tasks.docstrings import load_docstrings, load_function_names
 
 logger = logging.getLogger(__name__)
 
-BUILTIN: dict[str, Callable[[], datasets.DatasetDict]] = {"docstrings": load_docstrings}
+BUILTIN: dict[str, Callable[[], datasets.DatasetDict]] = {
+    "docstrings": load_docstrings,
+    "function-names": load_function_names,
+}
 
 # keep_default_na: pandas would read the texts "null", "NA" and "None" as missing.
 READERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -114,6 +117,17 @@ def find_column(
     raise InputError(f"no column named {names} in {place}: give --{flag} (it has: {', '.join(columns)})")
 
 
+def check_texts(texts: Iterable[Any], column: str, place: str) -> None:
+    """See that each of a column's values is a text.
+
+    Raises:
+        InputError: One is not; the line names the first.
+    """
+    for number, value in enumerate(texts, start=1):
+        if not isinstance(value, str) or not value.strip():
+            raise InputError(f"{place}, example {number}: column {column!r} holds no text but {value!r}")
+
+
 def where(arguments: DataArguments, split: str) -> str:
     """How a message names a split: by its file where there is one."""
     file = getattr(arguments, f"{split}_file")
@@ -140,6 +154,8 @@ def fingerprint(splits: dict[str, Any], arguments: DataArguments, unlabeled: boo
     digest.update(repr(prepared).encode())
     if arguments.static_masking:
         digest.update(b"static_masking")
+    if arguments.task == "sequence-to-sequence":
+        digest.update(repr((arguments.max_target_length, arguments.source_prefix)).encode())
     return digest.hexdigest()[:16]
 
 

@@ -1,5 +1,6 @@
 """Metrics as local `evaluate` modules: `evaluate.load` would ask the hub for them."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 IGNORED = -100  # the label of what is not asked
 FEATURES = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})
+TEXT_FEATURES = datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")})
 
 
 class Accuracy(evaluate.Metric):
@@ -76,6 +78,32 @@ def _entities(tags: list[str]) -> Iterator[tuple[str, int, int]]:
             start, kind = place, name
 
 
+class RougeL(evaluate.Metric):
+    """How much of the words of a text and of its reference is one common subsequence, from 0 to 1.
+
+    The mean over texts of the harmonic mean of its shares of the two lengths, in lower-case letters and digits
+    (Lin, ROUGE: https://aclanthology.org/W04-1013; sentence-level ROUGE-L with equal weights).
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(description=self.__doc__, citation="", features=TEXT_FEATURES)
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        scores = [_rouge_l(*map(_words, pair)) for pair in zip(predictions, references, strict=True)]
+        return {"rougeL": float(np.mean(scores))}
+
+
+class ExactMatch(evaluate.Metric):
+    """Share of texts that equal their reference, blanks at the ends aside, from 0 to 1."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(description=self.__doc__, citation="", features=TEXT_FEATURES)
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        equal = [text.strip() == true.strip() for text, true in zip(predictions, references, strict=True)]
+        return {"exact_match": float(np.mean(equal))}
+
+
 def compute(metrics: list[type[evaluate.Metric]], predictions: Any, references: Any) -> dict[str, float]:
     """All metrics of one set of predictions, by name.
 
@@ -88,3 +116,17 @@ def compute(metrics: list[type[evaluate.Metric]], predictions: Any, references: 
     for metric in metrics:
         results |= metric(keep_in_memory=True).compute(predictions=predictions, references=references)
     return results
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+", text.lower())
+
+
+def _rouge_l(predicted: list[str], true: list[str]) -> float:
+    # lengths[i]: of the longest subsequence that the words read so far share with the first i true words.
+    lengths = [0] * (len(true) + 1)
+    for word in predicted:
+        before = 0
+        for i, other in enumerate(true, start=1):
+            before, lengths[i] = lengths[i], before + 1 if word == other else max(lengths[i], lengths[i - 1])
+    return 2 * lengths[-1] / (len(predicted) + len(true)) if lengths[-1] else 0.0

@@ -1,7 +1,6 @@
 """Text classification: one label a text."""
 
 import logging
-from collections.abc import Iterable
 from typing import Any
 
 import datasets
@@ -13,7 +12,7 @@ from prunelle.errors import InputError
 from prunelle.tasks import metrics
 from prunelle.tasks.arguments import DataArguments
 from prunelle.tasks.classes import Classification, check_known, class_values
-from prunelle.tasks.loading import find_column, load_splits, where
+from prunelle.tasks.loading import check_texts, find_column, load_splits, where
 from prunelle.tasks.metrics import IGNORED
 
 logger = logging.getLogger(__name__)
@@ -43,7 +42,7 @@ class TextClassification(Classification):
             place = where(arguments, split)
             text = find_column(rows, arguments.text_column_name, TEXT_NAMES, "text_column_name", place)
             if split == "unlabeled":
-                _check_texts(rows[text], text, place)
+                check_texts(rows[text], text, place)
                 self.splits[split] = datasets.Dataset.from_dict({"text": rows[text]})
                 continue
             label = find_column(rows, arguments.label_column_name, LABEL_NAMES, "label_column_name", place)
@@ -102,14 +101,8 @@ def _text_and_label(rows: datasets.Dataset, text: str, label: str) -> datasets.D
     return rows.select_columns([text, label]).rename_columns({text: "text", label: "label"})
 
 
-def _check_texts(texts: Iterable[Any], text: str, place: str) -> None:
-    for number, value in enumerate(texts, start=1):
-        if not isinstance(value, str) or not value.strip():
-            raise InputError(f"{place}, example {number}: column {text!r} holds no text but {value!r}")
-
-
 def _check_complete(rows: datasets.Dataset, text: str, label: str, place: str) -> None:
-    _check_texts(rows["text"], text, place)
+    check_texts(rows["text"], text, place)
     for number, target in enumerate(rows["label"], start=1):
         if target is None or target == "" or (target == -1 and _is_named(rows)):
             raise InputError(f"{place}, example {number}: column {label!r} holds no label but {target!r}")

@@ -56,6 +56,28 @@ def train_causal_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTra
     )
 
 
+def train_sequence_tokenizer(texts: Iterable[str], vocabulary_size: int) -> PreTrainedTokenizerFast:
+    """Learn a byte-level BPE vocabulary for an encoder-decoder: case kept, and an end put behind each text.
+
+    The special tokens stand in BART's order, which BART's configurations expect.
+
+    Args:
+        texts: The training texts, those to read and those to write.
+        vocabulary_size: At most so many tokens.
+    """
+    special = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    tokenizer = Tokenizer(models.BPE(unk_token=special["unk_token"]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    _learn(tokenizer, texts, vocabulary_size, list(special.values()))
+    end = special["eos_token"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {end}", pair=f"$A {end} $B {end}", special_tokens=[(end, tokenizer.token_to_id(end))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_input_names=["input_ids", "attention_mask"], **special
+    )
+
+
 def _learn(tokenizer: Tokenizer, texts: Iterable[str], vocabulary_size: int, special_tokens: list[str]) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

@@ -31,7 +31,7 @@ class Ensemble(nn.Module):
         temperature: T, above 0.
 
     Raises:
-        InputError: The teachers have other classes or other vocabularies than the first.
+        InputError: The teachers have other classes or other vocabularies than the first, or are encoder-decoders.
 
     Reference:
         Hinton et al., Distilling the Knowledge in a Neural Network, arXiv:1503.02531, names both means.
@@ -50,6 +50,8 @@ class Ensemble(nn.Module):
         self.weights = [weight / sum(weights) for weight in weights]
         self.mean, self.temperature = mean, temperature
         self.config = teachers[0].config
+        if self.config.is_encoder_decoder:
+            raise InputError("several encoder-decoders do not write one text: give one teacher")
         self.identity = {"weights": self.weights, "mean": mean, "temperature": temperature}
         self.orders = [_class_order(teacher, teachers[0]) for teacher in teachers]
 

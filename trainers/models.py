@@ -10,16 +10,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from prunelle.compression import distilbert_from_bert, from_pretrained, student_from_layers
 from prunelle.errors import InputError, load_checkpoint_with
-from prunelle.tasks import Task
-from prunelle.tasks.tokenizer import train_causal_tokenizer, train_tokenizer
+from prunelle.tasks import DataArguments, Task
+from prunelle.tasks.tokenizer import train_causal_tokenizer, train_sequence_tokenizer, train_tokenizer
 from prunelle.trainers.ensemble import members
 
 logger = logging.getLogger(__name__)
+
+TOKENIZER_TRAINERS = {AutoModelForCausalLM: train_causal_tokenizer, AutoModelForSeq2SeqLM: train_sequence_tokenizer}
 
 
 @dataclass
@@ -70,7 +79,11 @@ class TeacherStudentArguments:
     teacher_num_train_epochs: float | None = field(default=None, metadata={"help": "By default the student's."})
     teacher_learning_rate: float | None = field(default=None, metadata={"help": "By default the student's."})
     student_layers: str | None = field(
-        default=None, metadata={"help": "The teacher's layers that the student takes, such as 0,2,4."}
+        default=None, metadata={"help": "The teacher's layers (its encoder's) that the student takes, such as 0,2,4."}
+    )
+    student_decoder_layers: str | None = field(
+        default=None,
+        metadata={"help": "The same of an encoder-decoder's decoder; of the one that is not given, all are taken."},
     )
     student_architecture: Literal["distilbert"] | None = field(
         default=None, metadata={"help": "Build a DistilBERT out of a BERT: of --student_layers, or every second."}
@@ -87,13 +100,18 @@ class TeacherStudentArguments:
             raise InputError("a teacher from --teacher_config knows nothing yet: add --finetune_teacher")
         self._check_ensemble()
         ways = {
-            "--student_layers or --student_architecture": self.student_layers or self.student_architecture,
+            "--student_layers, --student_decoder_layers or --student_architecture": self.student_layers
+            or self.student_decoder_layers
+            or self.student_architecture,
             "--student_name_or_path": self.student_name_or_path,
             "--student_config": self.student_config,
         }
         if sum(way is not None for way in ways.values()) != 1:
             raise InputError(f"give the student in one way: {', '.join(ways)}")
+        if self.student_decoder_layers is not None and self.student_architecture is not None:
+            raise InputError(f"--student_decoder_layers: {self.student_architecture} has no decoder")
         self.layers()
+        self.decoder_layers()
 
     def _check_ensemble(self) -> None:
         teachers = self.teacher_name_or_path or []
@@ -111,12 +129,11 @@ class TeacherStudentArguments:
 
     def layers(self) -> list[int] | None:
         """`--student_layers` as numbers."""
-        if self.student_layers is None:
-            return None
-        try:
-            return [int(number) for number in self.student_layers.split(",")]
-        except ValueError:
-            raise InputError(f"--student_layers {self.student_layers} must be numbers, such as 0,2,4") from None
+        return _numbers(self.student_layers, "--student_layers")
+
+    def decoder_layers(self) -> list[int] | None:
+        """`--student_decoder_layers` as numbers."""
+        return _numbers(self.student_decoder_layers, "--student_decoder_layers")
 
 
 @dataclass
@@ -174,9 +191,10 @@ def fresh_model(source: str, task: Task, tokenizer_name_or_path: str | None = No
     if tokenizer_name_or_path is not None:
         tokenizer = load_checkpoint_with(AutoTokenizer.from_pretrained, tokenizer_name_or_path)
     else:
-        train = train_causal_tokenizer if task.auto_model_class is AutoModelForCausalLM else train_tokenizer
+        train = TOKENIZER_TRAINERS.get(task.auto_model_class, train_tokenizer)
         tokenizer = train(task.texts(), config.vocab_size)
-        tokenizer.model_max_length = config.max_position_embeddings
+        if (positions := getattr(config, "max_position_embeddings", None)) is not None:
+            tokenizer.model_max_length = positions
     _fit_to_tokenizer(config, tokenizer)
     task.configure(config)
     return LoadedModel(task.auto_model_class.from_config(config), tokenizer, is_trained=False)
@@ -193,8 +211,8 @@ def build_student(
     first = members(teacher)[0]
     if arguments.student_architecture == "distilbert":
         return distilbert_from_bert(first, arguments.layers())
-    if (layers := arguments.layers()) is not None:
-        return student_from_layers(first, layers)
+    if arguments.student_layers is not None or arguments.student_decoder_layers is not None:
+        return student_from_layers(first, arguments.layers(), arguments.decoder_layers())
     if arguments.student_name_or_path is not None:
         student = load_model(arguments.student_name_or_path, task, adopt=False)
         if student.tokenizer.get_vocab() != tokenizer.get_vocab():
@@ -247,18 +265,25 @@ def tokenizer_for(student: PreTrainedModel, tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-def check_length(max_seq_length: int, *models: nn.Module) -> None:
-    """See that the models have a position for every token.
+def check_length(data: DataArguments, *models: nn.Module) -> None:
+    """See that the models have a position for every token, read or written.
 
     Raises:
         InputError: One of them has not.
     """
     for model in chain.from_iterable(map(members, models)):
         positions = getattr(model.config, "max_position_embeddings", None)
-        if positions is not None and positions < max_seq_length:
-            raise InputError(
-                f"--max_seq_length {max_seq_length} is more than the {positions} positions of {type(model).__name__}"
-            )
+        for flag in ("max_seq_length", *(["max_target_length"] if model.config.is_encoder_decoder else [])):
+            length = getattr(data, flag)
+            if positions is not None and positions < length:
+                raise InputError(f"--{flag} {length} is more than the {positions} positions of {type(model).__name__}")
+
+
+def _numbers(text: str | None, flag: str) -> list[int] | None:
+    try:
+        return None if text is None else [int(number) for number in text.split(",")]
+    except ValueError:
+        raise InputError(f"{flag} {text} must be numbers, such as 0,2,4") from None
 
 
 def _explicit(source: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from prunelle.compression import decoder_depth
 from prunelle.errors import InputError
 from prunelle.losses import (
     AttentionMapLoss,
@@ -101,7 +102,9 @@ class Objective(nn.Module):
         hidden = {"output_hidden_states": True} if self.needs_hidden_states else {}
         with catch(attention) as vectors:
             outputs = model(**features, **hidden)
-        return Outputs(outputs.logits, outputs.hidden_states if hidden else (), vectors)
+        # An encoder-decoder's are those of its decoder: there its logits stand.
+        states = outputs.get("decoder_hidden_states") or outputs.get("hidden_states") or ()
+        return Outputs(outputs.logits, states, vectors)
 
 
 def build_objective(student: PreTrainedModel, teacher: nn.Module, arguments: DistillationArguments) -> Objective:
@@ -117,7 +120,7 @@ def build_objective(student: PreTrainedModel, teacher: nn.Module, arguments: Dis
     ours: list[SelfAttention] = []
     theirs: list[SelfAttention] = []
     if {"attention", "relation"} & weights.keys():
-        _check_catchable(arguments)
+        _check_catchable(student, arguments)
         ours, theirs = find_attention(student), find_attention(teacher)
         _check_direction(ours, theirs)
 
@@ -223,8 +226,13 @@ def _relation(
 def _pairs(
     flag: str, student: PreTrainedModel, teacher: PreTrainedModel, arguments: DistillationArguments
 ) -> list[tuple[int, int]]:
-    depths = (teacher.config.num_hidden_layers, student.config.num_hidden_layers)
-    return layer_pairs(getattr(arguments, flag), f"--{flag}", *depths)
+    return layer_pairs(getattr(arguments, flag), f"--{flag}", _depth(teacher), _depth(student))
+
+
+def _depth(model: PreTrainedModel) -> int:
+    """How many layers lie under the hidden states that are compared."""
+    config = model.config
+    return getattr(config, decoder_depth(config) if config.is_encoder_decoder else "num_hidden_layers")
 
 
 def _check_same_classes(student: PreTrainedModel, teacher: PreTrainedModel, arguments: DistillationArguments) -> None:
@@ -243,6 +251,11 @@ def _check_same_classes(student: PreTrainedModel, teacher: PreTrainedModel, argu
             f"the student's classes are {', '.join(ours.id2label.values())} and the teacher's "
             f"{', '.join(theirs.id2label.values())}: they must be the same, in the same order"
         )
+    if ours.is_encoder_decoder and ours.decoder_start_token_id != theirs.decoder_start_token_id:
+        raise InputError(
+            f"the student's decoder starts from token {ours.decoder_start_token_id} and the teacher's from "
+            f"{theirs.decoder_start_token_id}: they must be the same"
+        )
     classes = ours.vocab_size if is_language_model else ours.num_labels
     if (
         arguments.soft_target_weight
@@ -255,7 +268,12 @@ def _check_same_classes(student: PreTrainedModel, teacher: PreTrainedModel, argu
         )
 
 
-def _check_catchable(arguments: DistillationArguments) -> None:
+def _check_catchable(student: PreTrainedModel, arguments: DistillationArguments) -> None:
+    if student.config.is_encoder_decoder:
+        raise InputError(
+            "--attention_weight and --relation_weight are for models with one stack of layers, and "
+            f"{type(student).__name__} has an encoder and a decoder: give them 0"
+        )
     if arguments.gradient_checkpointing and (arguments.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
         raise InputError(
             "reentrant checkpointing of activations computes queries, keys and values without gradients, which "

@@ -27,8 +27,8 @@ class Batch:
 
 
 def batch_of(inputs: Mapping[str, Tensor]) -> Batch:
-    """What a collated batch asks for."""
-    return Batch(inputs["labels"], inputs["attention_mask"])
+    """What a collated batch asks for: of an encoder-decoder, of what it writes."""
+    return Batch(inputs["labels"], inputs.get("decoder_attention_mask", inputs["attention_mask"]))
 
 
 @dataclass(frozen=True)

@@ -233,3 +233,23 @@ def test_stripped_sources_are_one_clear_line(small_set, monkeypatch):
         load_docstrings()
     assert "\n" not in str(raised.value)
     assert not list(small_set.iterdir()), "an empty set was cached"
+
+
+def test_function_names_are_words_beside_a_sentence(small_set):
+    """Prevents names that are no words, texts of more than a sentence, and an example that comes twice."""
+    splits = docstrings.load_function_names()
+    pairs = [(row["text"], row["target"]) for split in splits.values() for row in split]
+    assert len(pairs) > 50
+    assert len({text for text, _ in pairs}) == len(pairs)
+    for text, target in pairs:
+        assert re.fullmatch(r"([a-z]+|\d+)( ([a-z]+|\d+)){1,5}", target), target
+        assert len(text.split()) >= docstrings.MIN_WORDS_OF_A_FUNCTION
+        assert not docstrings.SENTENCE_END.search(text), text
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("get_HTMLPage2", ["get", "HTML", "Page", "2"]), ("_toJSON", ["to", "JSON"]), ("__init__", ["init"])],
+)
+def test_names_fall_into_words(name, words):
+    assert docstrings.NAME_PART.findall(name) == words

@@ -224,7 +224,7 @@ def test_what_a_cache_cannot_hold_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path, "classification", **cache, soft_target_weight=0.0)
     with pytest.raises(InputError, match="give --teacher_cache_top_k 40"):
         trainer(tmp_path, "causal LM", **cache, teacher_cache_top_k=5, soft_target_loss="mse")
-    with pytest.raises(InputError, match="masks that stay.* add --static_masking"):
+    with pytest.raises(InputError, match=r"masks that stay.* add --static_masking"):
         trainer(tmp_path, "causal LM", **cache, train_dataset=rows(4, "causal LM").remove_columns("labels"))
     assert not (tmp_path / "cache").exists()
 
