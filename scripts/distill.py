@@ -41,8 +41,9 @@ def main(argv: Sequence[str]) -> None:
     fitted = trainer_data(task, tokenizer, encoded)
     trainer = DistillationTrainer(student, teacher.model, arguments, teacher_folders=teacher.folders, **fitted)
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
+    compared = teacher if teacher.is_loaded else None
     collator = fitted["data_collator"]
-    close(trainer, task, encoded, collator, teacher, teacher.folder, methods=["distill"], recipe=recipe)
+    close(trainer, task, encoded, collator, compared, teacher.folder, methods=["distill"], recipe=recipe)
 
 
 if __name__ == "__main__":

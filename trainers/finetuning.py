@@ -19,6 +19,7 @@ from prunelle.tasks import Task
 from prunelle.trainers.arguments import DistillationArguments, FinetuningArguments
 from prunelle.trainers.ensemble import Ensemble, members
 from prunelle.trainers.models import LoadedModel, TeacherStudentArguments, load_model, load_or_start, trim_vocabularies
+from prunelle.trainers.teacher_cache import is_complete_for
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +105,11 @@ class Teacher(LoadedModel):
         """Of each teacher, its checkpoint."""
         return [self.folder] if self.folder is not None else [each.name_or_path for each in members(self.model)]
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether it has its weights, which nobody needs where all of its answers are cached."""
+        return not any(parameter.is_meta for parameter in self.model.parameters())
+
 
 def load_teacher(models: TeacherStudentArguments, task: Task, arguments: DistillationArguments) -> Teacher:
     """The teachers that the flags name; of a bare one, what an earlier run fine-tuned, where there is that.
@@ -115,19 +121,27 @@ def load_teacher(models: TeacherStudentArguments, task: Task, arguments: Distill
     names = models.teacher_name_or_path or []
     name, others = next(iter(names), None), names[1:]
     source = name or str(models.teacher_config)
-    loaded = load_or_start(name, models.teacher_config, models.tokenizer_name_or_path, task)
+    weights = _needs_weights(names, models, arguments)
+    loaded = load_or_start(name, models.teacher_config, models.tokenizer_name_or_path, task, weights)
     if loaded.is_trained:
         if others:
-            return Teacher(load_ensemble(loaded, others, models, task, arguments), loaded.tokenizer, True)
+            return Teacher(load_ensemble(loaded, others, models, task, arguments, weights), loaded.tokenizer, True)
         return Teacher(**vars(loaded), folder=name)
     if not models.finetune_teacher:
         raise InputError(f"{source} has no head that was trained for the task: add --finetune_teacher")
     plan = teacher_arguments(models, arguments)
     identity = teacher_identity(source, loaded, task, plan)
-    found = reusable_teacher(Path(str(plan.output_dir)), identity, task)
+    folder = str(plan.output_dir)
+    found = reusable_teacher(Path(folder), identity, task, _needs_weights([folder], models, arguments))
     if found is not None:
-        return Teacher(**vars(found), folder=plan.output_dir)
-    return Teacher(**vars(loaded), folder=plan.output_dir, plan=plan, identity=identity)
+        return Teacher(**vars(found), folder=folder)
+    return Teacher(**vars(loaded), folder=folder, plan=plan, identity=identity)
+
+
+def _needs_weights(folders: Sequence[str], models: TeacherStudentArguments, arguments: DistillationArguments) -> bool:
+    """Whether the teachers of these checkpoints still have to speak, or to lend the student their layers."""
+    cache = arguments.teacher_cache
+    return cache is None or models.student_is_of_the_teacher or not is_complete_for(Path(cache), folders)
 
 
 def load_ensemble(
@@ -136,6 +150,7 @@ def load_ensemble(
     models: TeacherStudentArguments,
     task: Task,
     arguments: DistillationArguments,
+    weights: bool = True,
 ) -> Ensemble:
     """The first teacher and the others that are named, as one.
 
@@ -144,7 +159,7 @@ def load_ensemble(
     """
     teachers = [first.model]
     for name in others:
-        loaded = load_model(name, task, adopt=False)
+        loaded = load_model(name, task, adopt=False, weights=weights)
         if not loaded.is_trained:
             raise InputError(f"{name} has no head that was trained for the task: train it by scripts/finetune.py")
         if loaded.tokenizer.get_vocab() != first.tokenizer.get_vocab():
@@ -156,7 +171,7 @@ def load_ensemble(
     return Ensemble(teachers, models.teacher_weights, models.teacher_mean, temperature)
 
 
-def reusable_teacher(folder: Path, identity: str, task: Task) -> LoadedModel | None:
+def reusable_teacher(folder: Path, identity: str, task: Task, weights: bool = True) -> LoadedModel | None:
     """The teacher fine-tuned by an earlier run, or None where there is none yet.
 
     Raises:
@@ -171,7 +186,7 @@ def reusable_teacher(folder: Path, identity: str, task: Task) -> LoadedModel | N
             "give another --teacher_output_dir, or remove it"
         )
     logger.info("the teacher in %s is used again", folder)
-    return load_model(str(folder), task)
+    return load_model(str(folder), task, weights=weights)
 
 
 def teacher_arguments(models: TeacherStudentArguments, arguments: FinetuningArguments) -> FinetuningArguments:

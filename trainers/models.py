@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -127,6 +128,11 @@ class TeacherStudentArguments:
             if not 0 < weight < float("inf"):
                 raise InputError(f"--teacher_weights {weight} must be above 0: leave out a teacher that is not heard")
 
+    @property
+    def student_is_of_the_teacher(self) -> bool:
+        """Whether the student takes over weights of its teacher."""
+        return self.student_name_or_path is None and self.student_config is None
+
     def layers(self) -> list[int] | None:
         """`--student_layers` as numbers."""
         return _numbers(self.student_layers, "--student_layers")
@@ -146,30 +152,44 @@ class LoadedModel:
 
 
 def load_or_start(
-    name_or_path: str | None, config: str | None, tokenizer_name_or_path: str | None, task: Task
+    name_or_path: str | None,
+    config: str | None,
+    tokenizer_name_or_path: str | None,
+    task: Task,
+    weights: bool = True,
 ) -> LoadedModel:
     """The checkpoint that is named, else a model from scratch of the configuration; see the two below."""
     if name_or_path is not None:
-        return load_model(name_or_path, task, tokenizer_name_or_path)
+        return load_model(name_or_path, task, tokenizer_name_or_path, weights=weights)
     assert config is not None
     return fresh_model(config, task, tokenizer_name_or_path)
 
 
 def load_model(
-    name_or_path: str, task: Task, tokenizer_name_or_path: str | None = None, adopt: bool = True
+    name_or_path: str,
+    task: Task,
+    tokenizer_name_or_path: str | None = None,
+    adopt: bool = True,
+    weights: bool = True,
 ) -> LoadedModel:
     """Load a checkpoint for a task. A head that the checkpoint lacks is made new, for the task's labels.
 
     Args:
         adopt: whether the task takes over the classes of a trained head. It can follow one model alone.
+        weights: without them the model, which must have a trained head, is on the meta device: a shape that holds
+            no memory.
 
     Raises:
         InputError: There is no such checkpoint, or its trained head knows other labels.
     """
     config = load_checkpoint_with(AutoConfig.from_pretrained, name_or_path)
     tokenizer = load_checkpoint_with(AutoTokenizer.from_pretrained, tokenizer_name_or_path or name_or_path)
-    model, loading = from_pretrained(name_or_path, task.auto_model_class, config=config, output_loading_info=True)
-    is_trained = all(key.startswith(f"{model.base_model_prefix}.") for key in loading["missing_keys"])
+    if weights:
+        model, loading = from_pretrained(name_or_path, task.auto_model_class, config=config, output_loading_info=True)
+        is_trained = all(key.startswith(f"{model.base_model_prefix}.") for key in loading["missing_keys"])
+    else:
+        with torch.device("meta"):
+            model, is_trained = task.auto_model_class.from_config(config), True
     if is_trained and adopt:
         task.adopt(model.config, name_or_path)
     elif not is_trained:

@@ -60,8 +60,7 @@ class TeacherCache:
 
     def missing(self) -> list[range]:
         """The examples that are not answered yet, by shard."""
-        starts = range(0, self.examples, EXAMPLES_PER_SHARD)
-        return [range(start, min(start + EXAMPLES_PER_SHARD, self.examples)) for start in starts if self._lacks(start)]
+        return _missing(self.folder, self.examples)
 
     def write(self, examples: range, answers: Answers) -> None:
         """Keep the answers to one of the shards that are missing, all of them or none."""
@@ -72,31 +71,24 @@ class TeacherCache:
             with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
                 stream.write_table(table)
 
-        _publish(self._file(examples.start), write)
+        _publish(_shard(self.folder, examples.start), write)
 
     def read(self, examples: Sequence[int]) -> dict[str, Tensor]:
         """The answers to the examples, one after the other: (positions, width) each."""
         found: dict[str, list[np.ndarray]] = {}
         for example in examples:
-            shard = _open(self._file(example))
             row = example % EXAMPLES_PER_SHARD
-            for name, (starts, values) in shard.items():
+            for name, (starts, values) in _open(_shard(self.folder, example)).items():
                 found.setdefault(name, []).append(values[starts[row] : starts[row + 1]])
         return {name: torch.from_numpy(np.concatenate(parts)) for name, parts in found.items()}
 
-    def _file(self, example: int) -> Path:
-        return self.folder / f"{example // EXAMPLES_PER_SHARD:05d}.arrow"
 
-    def _lacks(self, example: int) -> bool:
-        return not self._file(example).is_file()
-
-
-def is_complete_for(folder: Path, teacher: str) -> bool:
-    """Whether the folder holds all that a teacher, told by its fingerprint, was ever asked for there."""
+def is_complete_for(folder: Path, teachers: Sequence[str]) -> bool:
+    """Whether the folder holds all that these teachers, told by their checkpoints, were ever asked for there."""
     record = _read_record(folder)
-    if record is None or record["teacher"] != teacher:
+    if record is None or _missing(folder, record["examples"]):
         return False
-    return all((folder / f"{n:05d}.arrow").is_file() for n in range(-(-record["examples"] // EXAMPLES_PER_SHARD)))
+    return record["teacher"] == [checkpoint_fingerprint(teacher) for teacher in teachers]
 
 
 def checkpoint_fingerprint(name_or_path: str) -> str:
@@ -121,6 +113,16 @@ def data_fingerprint(rows: Dataset) -> str:
             stream.write_table(table)
         digest.update(sink.getvalue())
     return digest.hexdigest()[:16]
+
+
+def _shard(folder: Path, example: int) -> Path:
+    return folder / f"{example // EXAMPLES_PER_SHARD:05d}.arrow"
+
+
+def _missing(folder: Path, examples: int) -> list[range]:
+    starts = range(0, examples, EXAMPLES_PER_SHARD)
+    shards = [range(start, min(start + EXAMPLES_PER_SHARD, examples)) for start in starts]
+    return [shard for shard in shards if not _shard(folder, shard.start).is_file()]
 
 
 @lru_cache(maxsize=256)  # each holds a file open

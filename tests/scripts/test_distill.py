@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from prunelle.cli import main
@@ -203,6 +204,32 @@ def test_a_teacher_speaks_on_unlabeled_text(
     history = json.loads((tmp_path / "run" / "compression.json").read_text())["training"]
     assert history[-1]["eval_accuracy"] > 0.8
     assert history[-1]["step"] == 10 * math.ceil((4 + 256) / 32)
+
+
+def test_a_teacher_that_was_asked_everything_is_not_loaded(
+    reviews: dict[str, str], teacher: str, short_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents memory and time for a teacher that has nothing left to say; and a student that differs without it."""
+    closings = Mock(return_value=Mock(to_text=str))
+    monkeypatch.setattr(_closing, "export_and_report", closings)
+    config = json.loads((Path(teacher) / "config.json").read_text())
+    sizes = ("model_type", "hidden_size", "num_attention_heads", "max_position_embeddings", "hidden_dropout_prob")
+    student = {name: config[name] for name in sizes} | {"num_hidden_layers": 1}
+    words = [w for pair in reviews.items() for w in pair] + ["--teacher_name_or_path", teacher, teacher, *short_run]
+    words += ["--student_config", json.dumps(student), "--hidden_cosine_weight", "0", "--num_train_epochs", "1"]
+    words += ["--teacher_cache", str(tmp_path / "cache")]
+    assert main(["distill", *words, "--output_dir", str(tmp_path / "first")]) == 0
+    loaded = Mock(side_effect=AssertionError)
+    monkeypatch.setattr("prunelle.trainers.models.from_pretrained", loaded)
+    assert main(["distill", *words, "--output_dir", str(tmp_path / "second")]) == 0
+    one, other = (load_file(tmp_path / run / "model.safetensors") for run in ("first", "second"))
+    assert all(torch.equal(other[name], weight) for name, weight in one.items())
+    assert [call.kwargs["teacher"] is None for call in closings.call_args_list] == [False, True]
+
+    of_the_teacher = [w for w in words if w not in ("--student_config", json.dumps(student))]
+    with pytest.raises(AssertionError):
+        main(["distill", *of_the_teacher, "--student_layers", "0", "--output_dir", str(tmp_path / "third")])
+    loaded.assert_called_once()
 
 
 def test_masked_language_models_are_distilled_on_plain_text(
