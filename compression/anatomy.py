@@ -242,7 +242,11 @@ def _fits(layer: nn.Module, names: _Names) -> bool:
         return True
     known = (*names.queries_keys_values, names.output, *names.positions)
     # An attention with more projections than are known (Longformer's global ones) would be cut wrongly.
-    own = [part for part, module in modules.items() if _within(part, names.attention) and [*module.parameters(False)]]
+    own = [
+        part
+        for part, module in modules.items()
+        if _within(part, names.attention) and ".parametrizations." not in part and [*module.parameters(False)]
+    ]
     return all(part in modules for part in names.queries_keys_values) and set(own) <= set(known)
 
 

@@ -39,12 +39,12 @@ def main(argv: Sequence[str]) -> None:
         trainer = PruningTrainer(pruned.model, arguments, pruning, **inputs)
     else:
         check_pair(pruned.model, teacher.model, arguments)
-        methods = [pruning.method(arguments.seed)]
+        methods = pruning.methods(arguments.seed)
         folders = [str(models.teacher_name_or_path)]
         trainer = DistillationTrainer(pruned.model, teacher.model, arguments, methods, folders, **inputs)
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
 
-    names = bake(trainer.model)
+    weights = [name for name in bake(trainer.model) if name.endswith(".weight")]
     close(
         trainer,
         task,
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
         models.teacher_name_or_path,
         methods=["prune"] if teacher is None else ["distill", "prune"],
         recipe=recipe,
-        density=density_by_weight(trainer.model, names),
+        density=density_by_weight(trainer.model, weights),
     )
 
 

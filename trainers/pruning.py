@@ -19,7 +19,17 @@ from prunelle.trainers.models import LoadedModel, ModelArguments, load_model
 class PruningArguments:
     """What is pruned, by what, and when."""
 
-    density: float = field(default=0.5, metadata={"help": "The share of the pruned modules' weights that is kept."})
+    density: list[float] = field(
+        default_factory=lambda: [0.5],
+        metadata={"help": "The share of weights, or of whatever the structure says, that is kept; one for each."},
+    )
+    structure: list[str] = field(
+        default_factory=lambda: ["weights"],
+        metadata={
+            "help": "What goes as one: weights, rows, columns, blocks as 32x32, patterns as 2:4, heads, ffn (its "
+            "dimensions). Of several, each takes the modules that those before it left."
+        },
+    )
     score: Literal["magnitude", "movement", "soft_movement", "random"] = field(
         default="movement", metadata={"help": "What weights are ranked by."}
     )
@@ -61,25 +71,28 @@ class PruningArguments:
             raise InputError(f"--score_learning_rate {self.score_learning_rate} must be above 0")
         if self.score in ("magnitude", "random") and self.score_penalty:
             raise InputError(f"--score_penalty needs scores that are learned, and --score {self.score} learns none")
-        self.schedule()
+        if len(self.density) not in (1, len(self.structure)):
+            raise InputError(f"--density has {len(self.density)} values and --structure {len(self.structure)}")
+        self.methods(seed=0)
 
-    def schedule(self) -> CubicSchedule:
-        """How density falls."""
-        return CubicSchedule(self.density, self.pruning_warmup, self.pruning_cooldown)
-
-    def method(self, seed: int) -> Pruning:
-        """What the flags describe."""
-        return Pruning(
-            self.schedule(),
-            self.score,
-            ranking=self.ranking,
-            score_init=self.score_init,
-            score_learning_rate=self.score_learning_rate,
-            score_penalty=self.score_penalty,
-            patterns=self.pruned_modules,
-            excluded=self.excluded_modules,
-            seed=seed,
-        )
+    def methods(self, seed: int) -> list[Pruning]:
+        """What the flags describe, a method for each structure."""
+        densities = self.density if len(self.density) > 1 else self.density * len(self.structure)
+        return [
+            Pruning(
+                CubicSchedule(density, self.pruning_warmup, self.pruning_cooldown),
+                self.score,
+                structure=structure,
+                ranking=self.ranking,
+                score_init=self.score_init,
+                score_learning_rate=self.score_learning_rate,
+                score_penalty=self.score_penalty,
+                patterns=self.pruned_modules,
+                excluded=self.excluded_modules,
+                seed=seed,
+            )
+            for structure, density in zip(self.structure, densities, strict=True)
+        ]
 
 
 @dataclass
@@ -146,4 +159,4 @@ class PruningTrainer(CompressionTrainer):
         methods: Sequence[CompressionMethod] = (),
         **kwargs: Any,
     ) -> None:
-        super().__init__(model, args, [pruning.method(args.seed), *methods], **kwargs)
+        super().__init__(model, args, [*pruning.methods(args.seed), *methods], **kwargs)

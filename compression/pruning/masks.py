@@ -1,33 +1,37 @@
-"""Masks on weights, as parametrizations: what is kept is decided by a score of each weight."""
+"""Masks on weights and biases, as parametrizations: a number for each unit, broadcast to all of its weights."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from prunelle.compression.pruning.structures import Layout
+
 
 class Mask(nn.Module):
     """A parametrization that multiplies a weight by its mask. The score is the weight's magnitude.
 
     Args:
-        weight: the plain weight.
+        weight: the plain weight, or bias.
+        layout: how units lie on it.
 
     Attributes:
-        mask: of the weight's shape and dtype, 1 where kept and 0 where not. A buffer: computed once an optimizer
-            step, saved with the model. (On a CPU the product with booleans takes ten times as long.)
+        mask: of the shape `layout.units` and the weight's dtype, 1 where kept and 0 where not. A buffer: computed
+            once an optimizer step, saved with the model. (On a CPU the product with booleans takes ten times as long.)
     """
 
     mask: Tensor
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, layout: Layout) -> None:
         super().__init__()
-        self.register_buffer("mask", torch.ones_like(weight, requires_grad=False))
+        self.view = layout.view
+        self.register_buffer("mask", torch.ones(layout.units, dtype=weight.dtype, device=weight.device))
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight * self.mask
+        return (weight.view(self.view) * self.mask).view_as(weight)
 
     def score(self, weight: Tensor) -> Tensor:
-        """What the weights are ranked by, of their shape."""
+        """What units are ranked by, each by the mean over its weights: of the weight's shape."""
         return weight.detach().abs()
 
 
@@ -35,71 +39,55 @@ class FixedMask(Mask):
     """The scores are given, and stay.
 
     Args:
-        weight: the plain weight.
-        scores: of its shape.
+        weight, layout: as for `Mask`.
+        scores: of the mask's shape.
     """
 
     scores: Tensor
 
-    def __init__(self, weight: Tensor, scores: Tensor) -> None:
-        super().__init__(weight)
-        self.register_buffer("scores", scores)
-
-    def score(self, weight: Tensor) -> Tensor:
-        return self.scores
+    def __init__(self, weight: Tensor, layout: Layout, scores: Tensor) -> None:
+        super().__init__(weight, layout)
+        self.register_buffer("scores", scores.to(weight.device))
 
 
 class LearnedMask(Mask):
     """The scores are learned: movement pruning (Sanh et al., arXiv:2005.07683).
 
-    A score's gradient is passed straight through the mask: that of its masked weight times the weight, where it is
-    masked too. So a score grows while training moves its weight away from zero.
+    A unit's score gets the gradient of its mask straight through: the sum over its weights of each one's gradient
+    times the weight, where they are masked too. So a score grows while training moves its weights away from zero.
 
     Args:
-        weight: the plain weight.
-        scores: their first values, of its shape.
+        weight, layout: as for `Mask`.
+        scores: with as many numbers as the mask; masks of the same units share them.
+        holds_scores: whether they are among this mask's parameters; of those that share them, one has them there.
     """
 
-    def __init__(self, weight: Tensor, scores: Tensor) -> None:
-        super().__init__(weight)
-        self.scores = nn.Parameter(scores)
+    scores: nn.Parameter
+
+    def __init__(self, weight: Tensor, layout: Layout, scores: nn.Parameter, holds_scores: bool = True) -> None:
+        super().__init__(weight, layout)
+        if holds_scores:
+            self.scores = scores
+        else:
+            vars(self)["scores"] = scores  # nn.Module would take it for one more parameter, and save it again
 
     def forward(self, weight: Tensor) -> Tensor:
-        return _StraightThrough.apply(weight, self.scores, self.mask)
-
-    def score(self, weight: Tensor) -> Tensor:
-        return self.scores.detach()
+        return _StraightThrough.apply(weight, self.scores, self.mask, self.view)
 
 
 class _StraightThrough(torch.autograd.Function):
     """weight * mask, where the mask's gradient is the scores'."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, scores: Tensor, mask: Tensor, view: tuple[int, ...]) -> Tensor:
         ctx.save_for_backward(weight, mask)
-        return weight * mask
+        ctx.view, ctx.units = view, scores.shape
+        return (weight.view(view) * mask).view_as(weight)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor, None, None]:
         (gradient,) = gradients
         weight, mask = ctx.saved_tensors
-        return gradient * mask, gradient * weight, None
-
-
-def first_scores(weight: Tensor, start: str, generator: torch.Generator) -> Tensor:
-    """Where learned scores begin.
-
-    Args:
-        weight: the plain weight.
-        start: `magnitude`: |w| / std(w), so that the first masks are those of magnitude pruning and all weights'
-            scores are of one scale; `zero`, as published; `noise`: normal, of standard deviation 0.01.
-        generator: a CPU generator, so that the noise is the same on every device.
-
-    Returns:
-        Scores of the weight's shape, on its device, in float32 at least.
-    """
-    weight = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-    if start == "magnitude":
-        return weight.abs() / weight.std()
-    noise = torch.randn(weight.shape, generator=generator) * 0.01
-    return noise.to(weight) if start == "noise" else torch.zeros_like(weight)
+        of_weight = (gradient.reshape(ctx.view) * mask).view_as(weight)
+        of_scores = (gradient * weight).reshape(ctx.view).sum_to_size(mask.shape)
+        return of_weight, of_scores.view(ctx.units), None, None

@@ -1,25 +1,29 @@
 """Pruning while training: masks that follow the scores on a schedule, and stay once the density is reached."""
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from torch.nn.utils.parametrize import register_parametrization
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from transformers import PreTrainedModel
 
 from prunelle.compression.method import CompressionMethod
-from prunelle.compression.pruning.masks import FixedMask, LearnedMask, Mask, first_scores
+from prunelle.compression.pruning.masks import Mask
 from prunelle.compression.pruning.schedule import CubicSchedule
 from prunelle.compression.pruning.selection import keep_highest
+from prunelle.compression.pruning.structures import check_structure, find_groups, pattern_density
 from prunelle.compression.pruning.targets import find_prunable
+from prunelle.compression.pruning.unit_masks import UnitMasks
 from prunelle.errors import InputError
 
 Score = Literal["magnitude", "movement", "soft_movement", "random"]
 
 
 class Pruning(CompressionMethod):
-    """Masks the weights of linear modules that have the lowest scores.
+    """Masks the units of linear modules that have the lowest scores.
 
     Scores:
 
@@ -30,12 +34,20 @@ class Pruning(CompressionMethod):
       density fits; here the threshold goes where the density is the one asked for.
     - `random`: drawn once, the baseline.
 
+    A unit of several weights has one learned or random score, or the mean of its weights' magnitudes. Several methods
+    prune one model, each another structure of other modules: what one has masked is no longer there for the next.
+
     Args:
-        schedule: The target density and the way there.
+        schedule: The target density, the share of units kept, and the way there.
         score: As above.
-        ranking: Whether each `tensor` keeps the share of its own weights, or the `global` order decides how
-            much of each is kept. By default `tensor`, for soft movement `global`.
-        score_init: Where learned scores begin; see `first_scores`.
+        structure: What is a unit: `weights` and others, as `find_groups` takes them. The bias of a row goes with the
+            last of its weights, but where weights go one by one.
+        ranking: Whether each `tensor` keeps the share of its own units (each layer, of heads and feed-forward
+            dimensions), or the `global` order decides how much of each is kept. By default `tensor`, for soft
+            movement `global`.
+        score_init: Where learned scores begin: `magnitude`, |w| / std(w), so that the first masks are those of
+            magnitude pruning and the scores of all tensors are of one scale; `zero`, as published; `noise`: normal,
+            of standard deviation 0.01.
         score_learning_rate: Of learned scores, which know no weight decay.
         score_penalty: Weight of the mean sigmoid of learned scores in the loss. By default 1 for soft movement
             and 0 for movement.
@@ -43,8 +55,11 @@ class Pruning(CompressionMethod):
         seed: Of random scores and of noise.
 
     Attributes:
-        masks: By the qualified name of their weight, once attached.
+        groups: The masked units, once attached.
         frozen: Whether the target has been reached; masks then stay as they are.
+
+    Raises:
+        InputError: There is no such structure, or an N:M pattern and a density other than N / M.
     """
 
     def __init__(
@@ -52,6 +67,7 @@ class Pruning(CompressionMethod):
         schedule: CubicSchedule,
         score: Score = "movement",
         *,
+        structure: str = "weights",
         ranking: Literal["tensor", "global"] | None = None,
         score_init: Literal["magnitude", "zero", "noise"] = "magnitude",
         score_learning_rate: float = 1e-2,
@@ -60,22 +76,38 @@ class Pruning(CompressionMethod):
         excluded: Sequence[str] = (),
         seed: int = 0,
     ) -> None:
-        self.schedule, self.score, self.score_init = schedule, score, score_init
+        check_structure(structure)
+        if (density := pattern_density(structure)) is not None:
+            if not math.isclose(density, schedule.density, rel_tol=0.01):
+                raise InputError(f"{structure} keeps a density of {density:g}, and {schedule.density:g} was asked for")
+            schedule = replace(schedule, density=density)
+        self.schedule, self.score, self.structure, self.score_init = schedule, score, structure, score_init
         self.ranking = ranking or ("global" if score == "soft_movement" else "tensor")
         self.score_learning_rate = score_learning_rate
         self.score_penalty = score_penalty if score_penalty is not None else float(score == "soft_movement")
         self.patterns, self.excluded, self.seed = patterns, excluded, seed
-        self.modules: dict[str, Any] = {}
-        self.masks: dict[str, Mask] = {}
+        self.groups: list[UnitMasks] = []
         self.frozen = False
+
+    @property
+    def masks(self) -> dict[str, Mask]:
+        """By the qualified name of their weight, once attached."""
+        return {name: mask for group in self.groups for name, mask in group.masks.items()}
 
     def attach(self, model: PreTrainedModel) -> None:
         generator = torch.Generator().manual_seed(self.seed)
-        self.modules = find_prunable(model, self.patterns, self.excluded)
-        for name, module in self.modules.items():
-            mask = self._mask(module.get_parameter("weight"), generator)
-            register_parametrization(module, "weight", mask)
-            self.masks[f"{name}.weight"] = mask
+        found = find_prunable(model, self.patterns, self.excluded)
+        free = {name: module for name, module in found.items() if not is_parametrized(module, "weight")}
+        if not free:
+            raise InputError(f"all {len(found)} modules carry masks already: nothing is left for {self.structure}")
+        groups = find_groups(model, self.structure, free)
+        for group in groups:
+            if self.ranking == "tensor" and not round(self.schedule.density * group.count):
+                raise InputError(
+                    f"a density of {self.schedule.density} keeps none of {group.name}, {group.count} in number: "
+                    f"give {1 / group.count:.2g} at least, or rank them globally"
+                )
+        self.groups = [UnitMasks(model, group, self.score, self.score_init, generator) for group in groups]
 
     def start(self, steps: int) -> None:
         self.schedule.check(steps)
@@ -85,23 +117,23 @@ class Pruning(CompressionMethod):
         if self.frozen:
             return
         density = self.schedule.at(progress)
-        scores = [mask.score(weight) for mask, weight in zip(self.masks.values(), self._weights(), strict=True)]
+        scores = [group.ranking() for group in self.groups]
         if self.ranking == "global":
-            together = torch.cat([score.flatten() for score in scores])
+            together = torch.cat(scores)
             kept = keep_highest(together, round(density * together.numel())).split([s.numel() for s in scores])
         else:
             kept = tuple(keep_highest(score, round(density * score.numel())) for score in scores)
-        for mask, new in zip(self.masks.values(), kept, strict=True):
-            mask.mask.copy_(new.view_as(mask.mask))
+        for group, new in zip(self.groups, kept, strict=True):
+            group.keep(new)
         self.frozen = self.schedule.ends_by(progress)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        scores = [mask.scores for mask in self._learned().values()]
+        scores = list(self._learned().values())
         return [{"params": scores, "lr": self.score_learning_rate, "weight_decay": 0.0}] if scores else []
 
     def check_gradients(self) -> None:
-        for name, mask in self._learned().items():
-            if mask.scores.grad is None or not mask.scores.grad.any():
+        for name, scores in self._learned().items():
+            if scores.grad is None or not scores.grad.any():
                 raise InputError(
                     f"the scores of {name} get no gradient: it takes no part in the loss, and nothing can be learned "
                     "about it; exclude it, or prune by magnitude"
@@ -111,11 +143,14 @@ class Pruning(CompressionMethod):
         learned = self._learned().values()
         if self.frozen or not self.score_penalty or not learned:
             return 0.0
-        total = sum(mask.scores.numel() for mask in learned)
-        return self.score_penalty * sum(mask.scores.sigmoid().sum() / total for mask in learned)
+        total = sum(scores.numel() for scores in learned)
+        return self.score_penalty * sum(scores.sigmoid().sum() / total for scores in learned)
 
     def metrics(self) -> dict[str, float]:
-        return {"density": self._kept() / self._total()}
+        """The share of weights kept; of several structures each under its own name."""
+        kept = sum(int(group.kept.sum()) * group.group.size for group in self.groups)
+        total = sum(group.group.count * group.group.size for group in self.groups)
+        return {"density" if self.structure == "weights" else f"density_{self.structure}": kept / total}
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"frozen": torch.tensor(self.frozen)}
@@ -124,36 +159,19 @@ class Pruning(CompressionMethod):
         self.frozen = bool(state["frozen"])
 
     def finish(self) -> None:
-        lost = [name for name, module in self.modules.items() if not hasattr(module, "parametrizations")]
+        modules = {name: module for group in self.groups for name, module in group.modules.items()}
+        lost = [name for name, module in modules.items() if not is_parametrized(module, "weight")]
         if lost:
-            raise RuntimeError(f"{len(lost)} of {len(self.modules)} modules have lost their masks, as {lost[0]}")
+            raise RuntimeError(f"{len(lost)} of {len(modules)} modules have lost their masks, as {lost[0]}")
+        sizes = {group.group.name: (int(group.kept.sum()), group.group.count) for group in self.groups}
         if self.ranking == "global":
-            sizes = {"the model": (self._kept(), self._total())}
-        else:
-            sizes = {name: (int(mask.mask.count_nonzero()), mask.mask.numel()) for name, mask in self.masks.items()}
+            sizes = {"the model": (sum(kept for kept, _ in sizes.values()), sum(total for _, total in sizes.values()))}
         for name, (kept, total) in sizes.items():
             if kept != round(self.schedule.density * total):
                 raise RuntimeError(
-                    f"the run ended with {kept} of {total} weights kept in {name}, a density of {kept / total:.6f} "
-                    f"instead of {self.schedule.density}"
+                    f"the run ended with {kept} of {total} {self.structure} kept in {name}, a density of "
+                    f"{kept / total:.6f} instead of {self.schedule.density}"
                 )
 
-    def _mask(self, weight: Tensor, generator: torch.Generator) -> Mask:
-        if self.score == "magnitude":
-            return Mask(weight)
-        if self.score == "random":
-            return FixedMask(weight, torch.rand(weight.shape, generator=generator).to(weight.device))
-        return LearnedMask(weight, first_scores(weight, self.score_init, generator))
-
-    def _weights(self) -> list[Tensor]:
-        """The weights behind the masks, all of them."""
-        return [module.parametrizations.weight.original for module in self.modules.values()]
-
-    def _learned(self) -> dict[str, LearnedMask]:
-        return {name: mask for name, mask in self.masks.items() if isinstance(mask, LearnedMask)}
-
-    def _kept(self) -> int:
-        return int(sum(mask.mask.count_nonzero() for mask in self.masks.values()))
-
-    def _total(self) -> int:
-        return sum(mask.mask.numel() for mask in self.masks.values())
+    def _learned(self) -> dict[str, nn.Parameter]:
+        return {group.group.name: group.learned for group in self.groups if group.learned is not None}

@@ -55,6 +55,8 @@ SPOILED = {
     "no such module": ({"--pruned_modules": "*.atention.*"}, r"the pattern \*\.atention\.\* matches none of the 26 "),
     "too short a run": ({"--max_steps": "2"}, r"the run has 2 optimizer steps.* from step 0\.2 to step 1\.4"),
     "no room to prune": ({"--pruning_warmup": "0.7"}, r"0\.7 and a cool-down of 0\.3 leave nothing"),
+    "no such structure": ({"--structure": "head"}, r"no structure head: give weights, rows, columns, heads, ffn, "),
+    "a block too large": ({"--structure": "64x64"}, r"64x64 does not divide \S*query, which has 32 outputs and 32 "),
     "no such score": ({"--score": "momentum"}, r"--score.*'momentum'"),
     "a penalty on nothing": ({"--score": "magnitude", "--score_penalty": "1"}, r"--score magnitude learns none"),
     "scores that stand still": ({"--score_learning_rate": "0"}, r"--score_learning_rate 0\.0 must be above 0"),

@@ -78,6 +78,7 @@ def settings(folder: Path, **more: Any) -> dict[str, Any]:
 
 def prune(folder: Path, pruning: dict[str, Any], student: PreTrainedModel | None = None, **more: Any) -> PruningTrainer:
     arguments = FinetuningArguments(**settings(folder, **more))
+    pruning = {**pruning, "density": [pruning["density"]]}
     trainer = PruningTrainer(
         student or model(), arguments, PruningArguments(**pruning), train_dataset=rows(), eval_dataset=rows(6)
     )
@@ -94,12 +95,12 @@ def state(trainer: CompressionTrainer) -> dict[str, torch.Tensor]:
 def test_a_model_is_pruned_while_it_is_distilled(tmp_path: Path, name: str, score: Any) -> None:
     """Prevents a method that only works on labels, or an architecture in which masks and hooks disturb each other."""
     terms = {"hidden_mse_weight": 1.0, "relation_weight": 1.0}
-    pruning = PruningArguments(density=0.3, score=score)
+    pruning = PruningArguments(density=[0.3], score=score)
     trainer = DistillationTrainer(
         model(name),
         model(name, seed=1),
         DistillationArguments(**settings(tmp_path, **terms)),
-        [pruning.method(seed=0)],
+        pruning.methods(seed=0),
         train_dataset=rows(),
         eval_dataset=rows(6),
     )
@@ -114,7 +115,15 @@ def test_a_model_is_pruned_while_it_is_distilled(tmp_path: Path, name: str, scor
 
 
 @pytest.mark.parametrize(
-    "pruning", [{"score": "movement", "score_init": "noise"}, {"score": "random"}, {"score": "magnitude"}]
+    "pruning",
+    [
+        {"score": "movement", "score_init": "noise"},
+        {"score": "random"},
+        {"score": "magnitude"},
+        {"score": "movement", "structure": ["ffn", "4x4"], "density": 0.5},
+        {"score": "random", "structure": ["heads"], "density": 0.5},
+    ],
+    ids=lambda pruning: " ".join([pruning["score"], *pruning.get("structure", [])]),
 )
 @pytest.mark.parametrize("step", [4, 7], ids=["while density falls", "with frozen masks"])
 def test_a_run_resumes_to_the_bit(tmp_path: Path, pruning: dict[str, Any], step: int) -> None:
@@ -181,7 +190,13 @@ trainer = prune(sys.argv[1], GLOBAL, model().double(), per_device_train_batch_si
 assert trainer.accelerator.num_processes == 2
 save_file(state(trainer), f"{sys.argv[1]}/{trainer.args.process_index}")
 """
-GLOBAL = {"density": 0.3, "score": "soft_movement", "score_init": "noise", "score_learning_rate": 1.0}
+GLOBAL = {
+    "density": 0.3,
+    "structure": ["heads", "weights"],
+    "score": "soft_movement",
+    "score_init": "noise",
+    "score_learning_rate": 1.0,
+}
 SGD: dict[str, Any] = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
 
 

@@ -1,0 +1,95 @@
+"""The masks of one group of units, on all the weights and biases that they lie on, and the units' scores."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
+
+from prunelle.compression.pruning.masks import FixedMask, LearnedMask, Mask
+from prunelle.compression.pruning.structures import UnitGroup
+
+
+class UnitMasks:
+    """Registers a group's masks in a model.
+
+    Args:
+        model: whose weights are plain there.
+        group: units of this model.
+        score: what they are ranked by; see `Pruning`.
+        score_init: where learned scores begin; see `Pruning`.
+        generator: a CPU generator for random scores and noise, so that they are the same on every device.
+
+    Attributes:
+        modules: by qualified name.
+        masks: of the weights, by their qualified names. All have the same numbers, a place for each unit.
+        learned: the scores that training changes, of the first mask's shape, if there are any.
+    """
+
+    def __init__(
+        self, model: nn.Module, group: UnitGroup, score: str, score_init: str, generator: torch.Generator
+    ) -> None:
+        self.group = group
+        self.modules: dict[str, Any] = {name: model.get_submodule(name) for name in group.layouts}
+        self.masks: dict[str, Mask] = {}
+        self.learned: nn.Parameter | None = None
+        self._bias_masks: dict[str, Mask] = {}
+        if score in ("movement", "soft_movement"):
+            self.learned = nn.Parameter(self._first_scores(score_init, generator))
+        for name, layout in group.layouts.items():
+            module = self.modules[name]
+            mask = Mask(module.weight, layout)
+            if self.learned is not None:
+                mask = LearnedMask(module.weight, layout, self.learned, holds_scores=not self.masks)
+            elif score == "random" and not self.masks:
+                mask = FixedMask(module.weight, layout, torch.rand(layout.units, generator=generator))
+            self.masks[f"{name}.weight"] = mask
+            register_parametrization(module, "weight", mask)
+            if group.masks_biases and layout.has_rows and module.bias is not None:
+                self._bias_masks[name] = Mask(module.bias, layout.of_bias)
+                register_parametrization(module, "bias", self._bias_masks[name])
+
+    @property
+    def kept(self) -> Tensor:
+        """(units,) bool."""
+        return self._first.mask.flatten() > 0
+
+    def ranking(self) -> Tensor:
+        """What the units are ranked by: (units,)."""
+        if isinstance(self._first, LearnedMask | FixedMask):
+            scores = self._first.scores.detach().flatten()
+        else:
+            originals = (module.parametrizations.weight.original for module in self.modules.values())
+            scores = self._mean(mask.score(weight) for mask, weight in zip(self.masks.values(), originals, strict=True))
+        return self.group.lift(scores)
+
+    def keep(self, kept: Tensor) -> None:
+        """Set all masks.
+
+        Args:
+            kept: (units,) bool.
+        """
+        for mask in self.masks.values():
+            mask.mask.copy_(kept.view_as(mask.mask))
+        for name, bias_mask in self._bias_masks.items():
+            bias_mask.mask.copy_(self.group.layouts[name].rows(self.masks[f"{name}.weight"].mask))
+
+    @property
+    def _first(self) -> Mask:
+        return next(iter(self.masks.values()))
+
+    def _first_scores(self, start: str, generator: torch.Generator) -> Tensor:
+        """Where learned scores begin, in float32 at least."""
+        weights = [module.weight.detach() for module in self.modules.values()]
+        weights = [weight.to(torch.promote_types(weight.dtype, torch.float32)) for weight in weights]
+        units = next(iter(self.group.layouts.values())).units
+        if start == "magnitude":
+            return self._mean(weight.abs() / weight.std() for weight in weights).view(units)
+        noise = torch.randn(units, generator=generator) * 0.01
+        return noise.to(weights[0]) if start == "noise" else weights[0].new_zeros(units)
+
+    def _mean(self, values: Iterable[Tensor]) -> Tensor:
+        """Over the weights of each unit: (units,). Of values of each weight's shape."""
+        sums = [layout.gather(value) for layout, value in zip(self.group.layouts.values(), values, strict=True)]
+        return sums[0] if self.group.size == 1 else sum(sums[1:], sums[0]) / self.group.size
