@@ -15,6 +15,7 @@ from prunelle.tasks import TASKS, DistillationDataArguments
 from prunelle.trainers import DistillationArguments, DistillationTrainer
 from prunelle.trainers.distillation import check_pair, check_unlabeled
 from prunelle.trainers.finetuning import finetune, load_teacher, trainer_data
+from prunelle.trainers.generations import check_generations, earlier_generations
 from prunelle.trainers.models import TeacherStudentArguments, build_student, check_length, tokenizer_for
 
 
@@ -24,6 +25,7 @@ def main(argv: Sequence[str]) -> None:
     )
     start(arguments, data)
     check_unlabeled(data.unlabeled_file, arguments)
+    check_generations(models, arguments)
     task = TASKS[data.task](data, arguments.seed)
     teacher = load_teacher(models, task, arguments)
 
@@ -35,6 +37,9 @@ def main(argv: Sequence[str]) -> None:
         encoded = task.encode(teacher.tokenizer)
     if teacher.plan is not None:
         finetune(teacher, task, encoded, teacher.plan, identity=teacher.identity)
+        student = build_student(models, teacher.model, task, teacher.tokenizer)
+    if models.generations > 1:
+        teacher = earlier_generations(teacher, models, task, encoded, arguments)
         student = build_student(models, teacher.model, task, teacher.tokenizer)
 
     tokenizer = tokenizer_for(student, teacher.tokenizer)

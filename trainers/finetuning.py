@@ -171,8 +171,14 @@ def load_ensemble(
     return Ensemble(teachers, models.teacher_weights, models.teacher_mean, temperature)
 
 
-def reusable_teacher(folder: Path, identity: str, task: Task, weights: bool = True) -> LoadedModel | None:
-    """The teacher fine-tuned by an earlier run, or None where there is none yet.
+def reusable_teacher(
+    folder: Path, identity: str, task: Task, weights: bool = True, flag: str = "teacher_output_dir"
+) -> LoadedModel | None:
+    """The teacher trained by an earlier run, or None where there is none yet.
+
+    Args:
+        weights: as for `load_model`.
+        flag: by which another folder would be given.
 
     Raises:
         InputError: The folder holds something else; nothing is overwritten.
@@ -183,7 +189,7 @@ def reusable_teacher(folder: Path, identity: str, task: Task, weights: bool = Tr
     if record is None or record.get("identity") != identity:
         raise InputError(
             f"{folder} holds another model, or a teacher trained on other data or with other settings: "
-            "give another --teacher_output_dir, or remove it"
+            f"give another --{flag}, or remove it"
         )
     logger.info("the teacher in %s is used again", folder)
     return load_model(str(folder), task, weights=weights)

@@ -93,8 +93,14 @@ class TeacherStudentArguments:
     student_config: str | None = field(
         default=None, metadata={"help": "A student from scratch: config.json's folder or file, or the JSON itself."}
     )
+    generations: int = field(
+        default=1,
+        metadata={"help": "How many students, each taught by the one before and made like the first."},
+    )
 
     def __post_init__(self) -> None:
+        if self.generations < 1:
+            raise InputError(f"--generations {self.generations} must be at least 1")
         if (self.teacher_name_or_path is None) == (self.teacher_config is None):
             raise InputError("give a teacher: --teacher_name_or_path, or --teacher_config for one from scratch")
         if self.teacher_config is not None and not self.finetune_teacher:
