@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from prunelle.compression.method import CompressionMethod
 from prunelle.compression.pruning.masks import Mask
 from prunelle.compression.pruning.schedule import CubicSchedule
-from prunelle.compression.pruning.selection import keep_highest
+from prunelle.compression.pruning.selection import keep_highest_of_all, keep_highest_of_each
 from prunelle.compression.pruning.structures import check_structure, find_groups, pattern_density
 from prunelle.compression.pruning.targets import find_prunable
 from prunelle.compression.pruning.unit_masks import UnitMasks
@@ -119,10 +119,9 @@ class Pruning(CompressionMethod):
         density = self.schedule.at(progress)
         scores = [group.ranking() for group in self.groups]
         if self.ranking == "global":
-            together = torch.cat(scores)
-            kept = keep_highest(together, round(density * together.numel())).split([s.numel() for s in scores])
+            kept = keep_highest_of_all(scores, round(density * sum(group.group.count for group in self.groups)))
         else:
-            kept = tuple(keep_highest(score, round(density * score.numel())) for score in scores)
+            kept = keep_highest_of_each(scores, [round(density * group.group.count) for group in self.groups])
         for group, new in zip(self.groups, kept, strict=True):
             group.keep(new)
         self.frozen = self.schedule.ends_by(progress)

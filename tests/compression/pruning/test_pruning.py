@@ -11,7 +11,13 @@ from transformers import PreTrainedModel
 
 from prunelle.compression import bake
 from prunelle.compression.pruning import CubicSchedule, LearnedMask, Pruning, density_by_weight, find_prunable
-from prunelle.compression.pruning.selection import keep_highest
+from prunelle.compression.pruning.selection import (
+    SAMPLED,
+    STRIDE,
+    keep_highest,
+    keep_highest_of_all,
+    keep_highest_of_each,
+)
 from prunelle.compression.pruning.structures import Axis, Layout
 from prunelle.errors import InputError
 
@@ -80,6 +86,27 @@ def test_the_highest_are_counted_out(kind: str, dtype: torch.dtype) -> None:
         expected = torch.zeros(77, dtype=torch.bool)
         expected[order[:count]] = True
         assert torch.equal(keep_highest(scores, count), expected.view(7, 11))
+
+
+@pytest.mark.parametrize("kind", ["distinct", "ties", "sample misleads"])
+def test_the_highest_of_many_are_counted_out(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents a threshold that is estimated from a sample, and counts that depend on the number of threads."""
+    torch.manual_seed(0)
+    scores = {
+        "distinct": torch.randn(SAMPLED + 5),
+        "ties": torch.randint(0, 9, (SAMPLED + 5,)).float(),
+        "sample misleads": torch.randn(SAMPLED + 5) - 9 * (torch.arange(SAMPLED + 5) % STRIDE == 0),
+    }[kind]
+    sizes = [STRIDE, 7 * STRIDE, SAMPLED + 5 - 8 * STRIDE]
+    order = (-scores.double()).argsort(stable=True)
+    for threads, count in ((1, 1), (2, SAMPLED // 7), (1, SAMPLED // 2), (2, SAMPLED + 4)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        expected = torch.zeros_like(scores, dtype=torch.bool)
+        expected[order[:count]] = True
+        assert torch.equal(torch.cat(keep_highest_of_all(scores.split(sizes), count)), expected)
+    parts, counts = scores[:9000].split(3000), [3000, 1, 0]
+    both = zip(keep_highest_of_each(parts, counts), map(keep_highest, parts, counts), strict=True)
+    assert all(torch.equal(one, other) for one, other in both)
 
 
 def test_the_schedule_is_the_published_cubic() -> None:
