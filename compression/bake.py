@@ -4,11 +4,14 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
+from prunelle.compression.quantization.inputs import release_inputs
+
 
 def bake(model: nn.Module) -> list[str]:
     """Ends every compression method of a model in one step, in place: each weight becomes what was computed with.
 
-    What is left is the stock model, whose checkpoint stock `from_pretrained` loads.
+    What is left is the stock model, whose checkpoint stock `from_pretrained` loads. Its inputs are no longer rounded:
+    the exported file does that.
 
     Args:
         model: Carrying any number of parametrizations, or none.
@@ -18,6 +21,7 @@ def bake(model: nn.Module) -> list[str]:
     """
     names = []
     for name, module in list(model.named_modules()):
+        release_inputs(module)
         if not is_parametrized(module):
             continue
         for tensor in list(module.parametrizations):

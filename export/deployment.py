@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from prunelle.compression.quantization import QuantizationPlan
 from prunelle.compression.record import versions
 from prunelle.export.evaluation import ComputeMetrics, Evaluation, evaluate
 from prunelle.export.hardware import hardware
@@ -34,6 +35,7 @@ def export_and_report(
     shapes: Sequence[str] = SHAPES,
     latency_seconds: float = 20.0,
     opset_version: int = OPSET_VERSION,
+    plan: QuantizationPlan | None = None,
 ) -> Report:
     """Exports the student to float32 and int8 ONNX, compares teacher, student and files, and writes it down.
 
@@ -50,13 +52,16 @@ def export_and_report(
             Without one that is the student.
         teacher_folder: the teacher's checkpoint, for its size on disk.
         opset_version: as `export_onnx` takes it.
+        plan: as `export_variants` takes it.
         batches, compute_metrics, shapes, latency_seconds: as `report_on` takes them.
 
     Raises:
         ExportError: the student cannot be exported, or its float32 file does not compute what it computes.
         InputError: the data cannot be evaluated.
     """
-    files = export_variants(student, output_dir, input_names=tokenizer.model_input_names, opset_version=opset_version)
+    files = export_variants(
+        student, output_dir, input_names=tokenizer.model_input_names, opset_version=opset_version, plan=plan
+    )
     report = report_on(
         student,
         files,

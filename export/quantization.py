@@ -1,5 +1,6 @@
 """A float32 ONNX file to one with weights of 8 or 4 bits."""
 
+import ast
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,8 +12,10 @@ from onnx import ModelProto, NodeProto, numpy_helper
 from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorData, TensorsData
 from onnxruntime.quantization import quantize_dynamic as onnxruntime_quantize_dynamic
 
+from prunelle.compression.quantization import QuantizationPlan
 from prunelle.export.calibration import activation_ranges
 from prunelle.export.files import published_when_done
+from prunelle.export.inference import ExportError
 from prunelle.export.onnx import save_checked
 from prunelle.export.runner import Batch
 
@@ -24,7 +27,7 @@ INT4_BLOCK_SIZES = (16, 32, 64, 128, 256)  # what onnxruntime computes with
 INT4_BLOCK_SIZE = 32
 
 
-def quantize_dynamic(fp32_file: str | Path, output_file: str | Path) -> Path:
+def quantize_dynamic(fp32_file: str | Path, output_file: str | Path, *, plan: QuantizationPlan | None = None) -> Path:
     """Writes the int8 version of a file of `export_onnx`, and returns its path.
 
     - Weights of linear layers: signed, symmetric, one scale for each output channel, integers of -64 to
@@ -38,10 +41,20 @@ def quantize_dynamic(fp32_file: str | Path, output_file: str | Path) -> Path:
     - Embeddings: 8 bits, one scale for each table. Everything else, attention among it: float32.
 
     The file appears at `output_file` when it is complete and the ONNX checker has passed it.
+
+    Args:
+        fp32_file: a file of `export_onnx`.
+        output_file: as a rule `…/onnx/model_quantized.onnx`.
+        plan: of a model trained with `Quantization`, which modules to quantize. By default all.
+
+    Raises:
+        ExportError: the file has none of the plan's linear modules.
     """
     output_file = Path(output_file)
     with published_when_done(output_file) as unfinished:
-        proto = _quantized(_loaded(fp32_file), unfinished, LINEAR_OPERATORS + EMBEDDING_OPERATORS)
+        proto = _loaded(fp32_file)
+        nodes = None if plan is None else _nodes_of(proto, plan)
+        proto = _quantized(proto, unfinished, LINEAR_OPERATORS + EMBEDDING_OPERATORS, nodes)
         save_checked(proto, unfinished)
     return output_file
 
@@ -126,16 +139,19 @@ def _loaded(file: str | Path) -> ModelProto:
     return proto
 
 
-def _quantized(proto: ModelProto, file: Path, operators: Sequence[str]) -> ModelProto:
+def _quantized(
+    proto: ModelProto, file: Path, operators: Sequence[str], nodes: Sequence[str] | None = None
+) -> ModelProto:
     """The model with weights of these operators in 8 bits, and whatever of their inputs is computed too.
 
-    `file` is where onnxruntime, which only writes to files, may leave it.
+    `file` is where onnxruntime, which only writes to files, may leave it. Only the named nodes, if there are names.
     """
     with _silence():
         onnxruntime_quantize_dynamic(
             proto,
             file,
             op_types_to_quantize=list(operators),
+            nodes_to_quantize=nodes,
             per_channel=True,
             weight_type=QuantType.QInt8,
             reduce_range=True,
@@ -147,6 +163,24 @@ def _linear_nodes(proto: ModelProto) -> list[NodeProto]:
     """Products with a stored matrix."""
     stored = {tensor.name for tensor in proto.graph.initializer}
     return [node for node in proto.graph.node if node.op_type in LINEAR_OPERATORS and node.input[1] in stored]
+
+
+def _nodes_of(proto: ModelProto, plan: QuantizationPlan) -> list[str]:
+    """Names of the nodes that the plan's modules became."""
+    linear = [node.name for node in _linear_nodes(proto) if _module(node) in plan.linear]
+    if not linear:
+        raise ExportError(f"none of the {len(plan.linear)} quantized modules is in the ONNX file, as {plan.linear[0]}")
+    tables = [node.name for node in proto.graph.node if node.op_type == "Gather" and _module(node) in plan.embeddings]
+    # onnxruntime makes each Gemm a MatMul of this name first.
+    return [*linear, *(f"{name}_MatMul" for name in linear), *tables]
+
+
+def _module(node: NodeProto) -> str:
+    """The qualified name of the module that a node was traced in; empty where it was in none."""
+    scopes = next((entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"), "[]")
+    # From the outermost to the operation itself, below the wrapper that gives logits alone.
+    path = ast.literal_eval(scopes)
+    return path[-2].removeprefix("model.") if len(path) > 1 else ""
 
 
 def _untie_weights(proto: ModelProto) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+from prunelle.compression.quantization import QuantizationPlan
 from prunelle.export.files import published_when_done
 from prunelle.export.half_precision import convert_to_fp16
 from prunelle.export.onnx import OPSET_VERSION, export_onnx
@@ -44,6 +45,7 @@ def export_variants(
     calibration: Sequence[Batch] = (),
     calibration_method: str = "minmax",
     int4_block_size: int = INT4_BLOCK_SIZE,
+    plan: QuantizationPlan | None = None,
 ) -> dict[str, Path]:
     """Exports the model once and derives the variants, each published when it has passed its checks.
 
@@ -56,6 +58,8 @@ def export_variants(
         variants: keys of `VARIANTS`.
         calibration: for int8-static, as `quantize_static` takes it; so is `calibration_method`.
         int4_block_size: as `quantize_int4` takes it.
+        plan: of a model trained with `Quantization`: the variant of its scheme has what it names quantized, and
+            nothing else.
 
     Returns:
         The files by variant, in the order of `VARIANTS`.
@@ -65,7 +69,7 @@ def export_variants(
     """
     converters: dict[str, Callable[[Path, Path], Path]] = {
         "fp16": convert_to_fp16,
-        "int8-dynamic": quantize_dynamic,
+        "int8-dynamic": partial(quantize_dynamic, plan=plan),
         "int8-static": partial(quantize_static, batches=calibration, method=calibration_method),
         "int4": partial(quantize_int4, block_size=int4_block_size),
     }

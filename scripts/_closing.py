@@ -1,10 +1,13 @@
 """How a run of training ends: exported, compared and written down."""
 
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader
 
+from prunelle.compression.quantization import QuantizationPlan
 from prunelle.compression.record import write_record
 from prunelle.export import export_and_report, report_on_sequences
 from prunelle.tasks import Task
@@ -20,6 +23,7 @@ def close(
     collator: Any,
     teacher: LoadedModel | None = None,
     teacher_folder: str | None = None,
+    plan: QuantizationPlan | None = None,
     **record: Any,
 ) -> None:
     """Evaluate what was trained, save it, export it, and print the table of what that did to it.
@@ -28,6 +32,7 @@ def close(
 
     Args:
         collator: The task's own. The trainer's may look for cached answers, which other data has none of.
+        plan: What of the model was trained to be quantized.
         record: What `compression.json` is to say beside the data and the logs.
     """
     folder = Path(str(trainer.args.output_dir))
@@ -42,7 +47,7 @@ def close(
         collate_fn=collator,
     )
     model = trainer.accelerator.unwrap_model(trainer.model)
-    measure = report_on_sequences if model.config.is_encoder_decoder else export_and_report
+    measure = report_on_sequences if model.config.is_encoder_decoder else partial(export_and_report, plan=plan)
     report = measure(
         model,
         trainer.processing_class,
@@ -52,5 +57,7 @@ def close(
         teacher=teacher.model if teacher else None,
         teacher_folder=teacher_folder,
     )
+    if plan is not None:
+        record["quantization"] = asdict(plan)
     write_record(folder, data=task.fingerprint(), training=trainer.state.log_history, **record)
     print(report.to_text())

@@ -6,14 +6,16 @@ import pytest
 
 from prunelle.cli import parse
 from prunelle.tasks import DataArguments, DistillationDataArguments
-from prunelle.trainers import DistillationArguments, FinetuningArguments, PruningArguments
+from prunelle.trainers import DistillationArguments, FinetuningArguments, PruningArguments, QuantizationArguments
 from prunelle.trainers.models import ModelArguments, TeacherStudentArguments
 from prunelle.trainers.pruning import PrunedModelArguments
+from prunelle.trainers.quantization import QuantizedModelArguments
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 FLAGS = {
     "distill": (DistillationDataArguments, TeacherStudentArguments, DistillationArguments),
     "prune": (DataArguments, PrunedModelArguments, DistillationArguments, PruningArguments),
+    "qat": (DataArguments, QuantizedModelArguments, DistillationArguments, QuantizationArguments),
     "finetune": (DataArguments, ModelArguments, FinetuningArguments),
 }
 FILES = sorted(file for file in RECIPES.rglob("*.yaml") if file.parent.name != "accelerate")

@@ -6,3 +6,5 @@ from prunelle.trainers.compression import CompressionTrainer as CompressionTrain
 from prunelle.trainers.distillation import DistillationTrainer as DistillationTrainer
 from prunelle.trainers.pruning import PruningArguments as PruningArguments
 from prunelle.trainers.pruning import PruningTrainer as PruningTrainer
+from prunelle.trainers.quantization import QATTrainer as QATTrainer
+from prunelle.trainers.quantization import QuantizationArguments as QuantizationArguments

@@ -50,7 +50,7 @@ class CompressionTrainer(Trainer):
         if not self.methods:
             return
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise InputError("weights are pruned in one process or under DDP, not with FSDP or DeepSpeed")
+            raise InputError("weights are compressed in one process or under DDP, not with FSDP or DeepSpeed")
         if args.load_best_model_at_end:
             raise InputError(
                 "--load_best_model_at_end would bring back a model from before the compression was complete: "
@@ -101,7 +101,7 @@ class CompressionTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None and self.methods:
             if not (file := Path(checkpoint) / METHODS).is_file():
-                raise InputError(f"{checkpoint} holds no {METHODS}: it was trained without pruning")
+                raise InputError(f"{checkpoint} holds no {METHODS}: it was trained without compression")
             states = load_file(file)
             for number, method in enumerate(self.methods):
                 prefix = f"{number}."

@@ -1,16 +1,13 @@
 """Which weights of a model are pruned."""
 
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from prunelle.compression.layers import find_layers
+from prunelle.compression.targets import LINEAR, match_modules, shared_weights
 from prunelle.errors import InputError
-
-LINEAR = (nn.Linear, Conv1D)
 
 
 def find_prunable(
@@ -31,26 +28,11 @@ def find_prunable(
         InputError: A pattern matches no linear module, nothing is left, or a weight is shared with another module
             (as that of an LM head with the embeddings), which would not be pruned with it.
     """
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, LINEAR)}
-    for pattern in (*patterns, *excluded):
-        if not any(fnmatchcase(name, pattern) for name in linear):
-            raise InputError(
-                f"the pattern {pattern} matches none of the {len(linear)} linear modules of {type(model).__name__}, "
-                f"such as {', '.join(list(linear)[:2])}"
-            )
-    chosen = patterns or [f"{find_layers(model).name}.*"]
-    found = {
-        name: module
-        for name, module in linear.items()
-        if any(fnmatchcase(name, pattern) for pattern in chosen)
-        and not any(fnmatchcase(name, pattern) for pattern in excluded)
-    }
+    found = match_modules(model, LINEAR, patterns or [f"{find_layers(model).name}.*"], excluded)
     if not found:
         raise InputError(f"no linear module of {type(model).__name__} is left to prune")
-    owners: dict[int, str] = {}
-    for name, module in model.named_modules():
-        for parameter in module.parameters(recurse=False):
-            other = owners.setdefault(id(parameter), name)
-            if other != name and (name in found or other in found):
-                raise InputError(f"{name} and {other} share a weight, which cannot be pruned in one of them alone")
+    shared = shared_weights(model)
+    for name in found:
+        if name in shared:
+            raise InputError(f"{name} and {shared[name]} share a weight, which cannot be pruned in one of them alone")
     return found

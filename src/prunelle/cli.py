@@ -20,6 +20,7 @@ from prunelle.errors import InputError
 COMMANDS = {
     "distill": "train a student to predict what its teacher predicts, and export it",
     "prune": "set the weights that matter least to zero while a model trains, alone or with a teacher",
+    "qat": "train a model to predict with int8 weights and inputs as it does without, and export it",
     "finetune": "train a model, such as a teacher, on labels alone",
     "export": "write a checkpoint as ONNX in several precisions, and show what that does to its predictions",
     "compare": "hold models against one another: accuracy, size, speed, and what changed",

@@ -141,7 +141,7 @@ def test_a_checkpoint_without_masks_is_refused(tmp_path: Path) -> None:
     """Prevents masks and scores from starting anew in the middle of a run, in silence."""
     arguments = FinetuningArguments(**settings(tmp_path, save_strategy="steps", save_steps=4))
     CompressionTrainer(model(), arguments, train_dataset=rows()).train()
-    with pytest.raises(InputError, match="was trained without pruning"):
+    with pytest.raises(InputError, match="was trained without compression"):
         prune(tmp_path, {"density": 0.3}, resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 

@@ -1,0 +1,61 @@
+"""Train a model to bear what quantization does to it, export it, and show that it does.
+
+accelerate launch scripts/qat.py --config recipes/minilm/qat_sst2.yaml [--any_flag value]
+prunelle qat --model_name_or_path runs/teacher --train_file reviews.csv --output_dir runs/int8
+"""
+
+import sys
+from collections.abc import Sequence
+
+from prunelle.cli import parse, run
+from prunelle.compression import bake
+from prunelle.launch import start
+from prunelle.scripts._closing import close
+from prunelle.tasks import TASKS, DataArguments
+from prunelle.trainers import CompressionTrainer, DistillationArguments, DistillationTrainer, QuantizationArguments
+from prunelle.trainers.distillation import check_pair
+from prunelle.trainers.finetuning import trainer_data
+from prunelle.trainers.models import check_length, load_or_start
+from prunelle.trainers.pruning import check_distillation_flags, load_dense_teacher
+from prunelle.trainers.quantization import QuantizedModelArguments
+
+
+def main(argv: Sequence[str]) -> None:
+    data, models, arguments, quantization, recipe = parse(
+        argv, DataArguments, QuantizedModelArguments, DistillationArguments, QuantizationArguments, description=__doc__
+    )
+    check_distillation_flags(models, recipe)
+    start(arguments, data)
+    task = TASKS[data.task](data, arguments.seed)
+    quantized = load_or_start(models.model_name_or_path, models.model_config, models.tokenizer_name_or_path, task)
+    teacher = load_dense_teacher(models, quantized, task)
+    check_length(data, quantized.model)
+    with arguments.main_process_first():
+        encoded = task.encode(quantized.tokenizer)
+
+    inputs = trainer_data(task, quantized.tokenizer, encoded)
+    method = quantization.method()
+    if teacher is None:
+        trainer = CompressionTrainer(quantized.model, arguments, [method], **inputs)
+    else:
+        check_pair(quantized.model, teacher.model, arguments)
+        folders = [str(models.teacher_name_or_path)]
+        trainer = DistillationTrainer(quantized.model, teacher.model, arguments, [method], folders, **inputs)
+    trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
+
+    bake(trainer.model)
+    close(
+        trainer,
+        task,
+        encoded,
+        inputs["data_collator"],
+        teacher,
+        models.teacher_name_or_path,
+        method.plan,
+        methods=["quantize"] if teacher is None else ["distill", "quantize"],
+        recipe=recipe,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

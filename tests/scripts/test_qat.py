@@ -1,0 +1,63 @@
+"""The road through the command line: a trained model in, an int8 file that predicts alike out."""
+
+import json
+import re
+from pathlib import Path
+
+import onnx
+import pytest
+from transformers import AutoModelForSequenceClassification
+
+from prunelle.cli import main
+
+
+@pytest.fixture
+def sound(reviews: dict[str, str], teacher: str, short_run: list[str], tmp_path: Path) -> dict[str, str]:
+    """Flags of a run that would work."""
+    named = dict(zip(short_run[::2], short_run[1::2], strict=True))
+    return {**reviews, **named, "--model_name_or_path": teacher, "--output_dir": str(tmp_path / "run")}
+
+
+def qat(flags: dict[str, str], *more: str) -> int:
+    return main(["qat", *(word for pair in flags.items() for word in pair), *more])
+
+
+def test_a_trained_model_is_quantized_with_itself_as_teacher(sound: dict[str, str], tmp_path: Path) -> None:
+    """Prevents a checkpoint that only this package loads, and a file that quantizes what was not trained for it."""
+    words = ["--max_steps", "8", "--learning_rate", "1e-4", "--unquantized_modules", "classifier"]
+    assert qat(sound, *words, "--quantization_start", "0.25") == 0
+    run = tmp_path / "run"
+    AutoModelForSequenceClassification.from_pretrained(run)
+    record = json.loads((run / "compression.json").read_text())
+    assert record["methods"] == ["distill", "quantize"]
+    assert record["quantization"]["scheme"] == "int8-dynamic"
+    assert len(record["quantization"]["linear"]) == 4 * 6 + 1
+    operators = [node.op_type for node in onnx.load(run / "onnx" / "model_quantized.onnx").graph.node]
+    assert operators.count("MatMulInteger") == 4 * 6 + 1
+    assert operators.count("MatMul") == 1
+    report = json.loads((run / "report.json").read_text())
+    accuracy = {m["name"]: m["metrics"]["accuracy"] for m in report["models"]}
+    assert accuracy["onnx-int8"] > 0.9
+
+
+SPOILED = {
+    "no such module": (
+        {"--quantized_modules": "*.atention.*"},
+        r"the pattern \*\.atention\.\* matches none of the 26 ",
+    ),
+    "never": ({"--quantization_start": "1"}, r"--quantization_start 1\.0 must be a share of the run"),
+    "no such scheme": ({"--scheme": "int3"}, r"--scheme.*'int3'"),
+}
+
+
+@pytest.mark.parametrize(("change", "expected"), SPOILED.values(), ids=SPOILED)
+def test_a_spoiled_flag_is_named(
+    sound: dict[str, str], change: dict[str, str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prevents hours of training on a typing error."""
+    capsys.readouterr()
+    assert qat(sound | change) == 2
+    error = capsys.readouterr().err
+    (line,) = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert re.search(expected, line)
+    assert not list(Path(sound["--output_dir"]).glob("*.safetensors"))
