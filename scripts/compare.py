@@ -18,9 +18,11 @@ from prunelle.export.comparison_report import save, to_text
 from prunelle.export.files import new_folder
 from prunelle.launch import start_logging
 
+ARGUMENTS = (ComparisonArguments,)
+
 
 def main(argv: Sequence[str]) -> None:
-    arguments, recipe = parse(argv, ComparisonArguments, description=__doc__)
+    arguments, recipe = parse(argv, *ARGUMENTS, description=__doc__)
     start_logging()
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()

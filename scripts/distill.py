@@ -18,11 +18,11 @@ from prunelle.trainers.finetuning import finetune, load_teacher, trainer_data
 from prunelle.trainers.generations import check_generations, earlier_generations
 from prunelle.trainers.models import TeacherStudentArguments, build_student, check_length, tokenizer_for
 
+ARGUMENTS = (DistillationDataArguments, TeacherStudentArguments, DistillationArguments)
+
 
 def main(argv: Sequence[str]) -> None:
-    data, models, arguments, recipe = parse(
-        argv, DistillationDataArguments, TeacherStudentArguments, DistillationArguments, description=__doc__
-    )
+    data, models, arguments, recipe = parse(argv, *ARGUMENTS, description=__doc__)
     start(arguments, data)
     check_unlabeled(data.unlabeled_file, arguments)
     check_generations(models, arguments)

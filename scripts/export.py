@@ -18,9 +18,11 @@ from prunelle.export.arguments import ExportArguments, ExportDataArguments
 from prunelle.export.data import calibration_of, task_of
 from prunelle.launch import start_logging
 
+ARGUMENTS = (ExportArguments, ExportDataArguments)
+
 
 def main(argv: Sequence[str]) -> None:
-    arguments, data, recipe = parse(argv, ExportArguments, ExportDataArguments, description=__doc__)
+    arguments, data, recipe = parse(argv, *ARGUMENTS, description=__doc__)
     start_logging()
     with new_folder(arguments.output_dir) as folder:
         checkpoint = load_checkpoint(arguments.model_name_or_path)

@@ -14,11 +14,11 @@ from prunelle.trainers import FinetuningArguments
 from prunelle.trainers.finetuning import finetune
 from prunelle.trainers.models import ModelArguments, check_length, load_or_start
 
+ARGUMENTS = (DataArguments, ModelArguments, FinetuningArguments)
+
 
 def main(argv: Sequence[str]) -> None:
-    data, models, arguments, recipe = parse(
-        argv, DataArguments, ModelArguments, FinetuningArguments, description=__doc__
-    )
+    data, models, arguments, recipe = parse(argv, *ARGUMENTS, description=__doc__)
     start(arguments, data)
     task = TASKS[data.task](data, arguments.seed)
     model = load_or_start(models.model_name_or_path, models.model_config, models.tokenizer_name_or_path, task)

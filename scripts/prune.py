@@ -20,11 +20,11 @@ from prunelle.trainers.finetuning import trainer_data
 from prunelle.trainers.models import check_length, load_or_start
 from prunelle.trainers.pruning import PrunedModelArguments, check_distillation_flags, load_dense_teacher
 
+ARGUMENTS = (DataArguments, PrunedModelArguments, DistillationArguments, PruningArguments)
+
 
 def main(argv: Sequence[str]) -> None:
-    data, models, arguments, pruning, recipe = parse(
-        argv, DataArguments, PrunedModelArguments, DistillationArguments, PruningArguments, description=__doc__
-    )
+    data, models, arguments, pruning, recipe = parse(argv, *ARGUMENTS, description=__doc__)
     check_distillation_flags(models, recipe)
     start(arguments, data)
     task = TASKS[data.task](data, arguments.seed)

@@ -19,11 +19,11 @@ from prunelle.trainers.models import check_length, load_or_start
 from prunelle.trainers.pruning import check_distillation_flags, load_dense_teacher
 from prunelle.trainers.quantization import QuantizedModelArguments
 
+ARGUMENTS = (DataArguments, QuantizedModelArguments, DistillationArguments, QuantizationArguments)
+
 
 def main(argv: Sequence[str]) -> None:
-    data, models, arguments, quantization, recipe = parse(
-        argv, DataArguments, QuantizedModelArguments, DistillationArguments, QuantizationArguments, description=__doc__
-    )
+    data, models, arguments, quantization, recipe = parse(argv, *ARGUMENTS, description=__doc__)
     check_distillation_flags(models, recipe)
     start(arguments, data)
     task = TASKS[data.task](data, arguments.seed)

@@ -10,7 +10,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +22,7 @@ COMMANDS = {
     "prune": "set the weights that matter least to zero while a model trains, alone or with a teacher",
     "qat": "train a model to predict with int8 weights and inputs as it does without, and export it",
     "finetune": "train a model, such as a teacher, on labels alone",
+    "run": "carry out a recipe of several of these, and go on where it was cut off",
     "export": "write a checkpoint as ONNX in several precisions, and show what that does to its predictions",
     "compare": "hold models against one another: accuracy, size, speed, and what changed",
 }
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     command, *rest = arguments
     if command not in COMMANDS:
-        print(f"prunelle: error: no command {command!r}{_nearest(command, COMMANDS)}", file=sys.stderr)
+        print(f"prunelle: error: no command {command!r}{nearest(command, COMMANDS)}", file=sys.stderr)
         return 2
     return run(importlib.import_module(f"prunelle.scripts.{command}").main, rest)
 
@@ -88,7 +89,7 @@ def parse(argv: Sequence[str], *dataclass_types: type, description: str | None =
     for word in argv:
         name = word.split("=", 1)[0]
         if name.startswith("--") and name not in flags:
-            raise InputError(f"unknown flag {name}{_nearest(name, flags)}")
+            raise InputError(f"unknown flag {name}{nearest(name, flags)}")
     words = [*recipe, *argv]
     try:
         *instances, _ = parser.parse_args_into_dataclasses(words, look_for_args_file=False)
@@ -113,8 +114,12 @@ def _parser(dataclass_types: Sequence[type], description: str | None) -> Any:
     return Parser(dataclass_types, description=description, allow_abbrev=False)
 
 
-def _recipe_as_flags(path: Path, flags: set[str]) -> list[str]:
-    """A recipe's entries as the words of a command line, so that one parser judges both."""
+def read_recipe(path: Path) -> dict[str, Any]:
+    """A YAML mapping.
+
+    Raises:
+        InputError: There is no such file, or it is something else.
+    """
     import yaml
 
     if not path.is_file():
@@ -125,10 +130,13 @@ def _recipe_as_flags(path: Path, flags: set[str]) -> list[str]:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(recipe, dict):
         raise InputError(f"{path} must be a mapping of flags to values")
+    return recipe
+
+
+def as_flags(recipe: Mapping[str, Any]) -> list[str]:
+    """A recipe's entries as the words of a command line, so that one parser judges both."""
     words: list[str] = []
     for key, value in recipe.items():
-        if f"--{key}" not in flags or key in ("config", "help"):
-            raise InputError(f"unknown key {key!r} in {path}{_nearest(str(key), {f[2:] for f in flags})}")
         if value is None:
             continue
         if isinstance(value, list):
@@ -138,12 +146,21 @@ def _recipe_as_flags(path: Path, flags: set[str]) -> list[str]:
     return words
 
 
+def _recipe_as_flags(path: Path, flags: set[str]) -> list[str]:
+    recipe = read_recipe(path)
+    for key in recipe:
+        if f"--{key}" not in flags or key in ("config", "help"):
+            raise InputError(f"unknown key {key!r} in {path}{nearest(str(key), {f[2:] for f in flags})}")
+    return as_flags(recipe)
+
+
 def _as_word(value: Any) -> str:
     if isinstance(value, dict):
         return json.dumps(value)
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
+    """How a message about an unknown name ends: with the known one that it may stand for."""
     matches = difflib.get_close_matches(name, sorted(known), n=1)
     return f"; the nearest is {matches[0]}" if matches else ""
