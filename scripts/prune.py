@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from prunelle.cli import parse, run
 from prunelle.compression import bake
+from prunelle.compression.anatomy import dissect
 from prunelle.compression.pruning import density_by_weight
 from prunelle.launch import start
 from prunelle.scripts._closing import close
@@ -31,6 +32,8 @@ def main(argv: Sequence[str]) -> None:
     pruned = load_or_start(models.model_name_or_path, models.model_config, models.tokenizer_name_or_path, task)
     teacher = load_dense_teacher(models, pruned, task)
     check_length(data, pruned.model)
+    if pruning.shrink:
+        dissect(pruned.model)  # raises where shrinking would, after all the training
     with arguments.main_process_first():
         encoded = task.encode(pruned.tokenizer)
 
@@ -52,6 +55,7 @@ def main(argv: Sequence[str]) -> None:
         inputs["data_collator"],
         teacher,
         models.teacher_name_or_path,
+        round_to=pruning.round_to if pruning.shrink else None,
         methods=["prune"] if teacher is None else ["distill", "prune"],
         recipe=recipe,
         density=density_by_weight(trainer.model, weights),

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from transformers import PreTrainedModel, TrainingArguments
 
 from prunelle.compression import CompressionMethod
-from prunelle.compression.pruning import CubicSchedule, Pruning
+from prunelle.compression.pruning import SHARED, CubicSchedule, Pruning
 from prunelle.errors import InputError
 from prunelle.tasks import Task
 from prunelle.trainers.arguments import DistillationArguments, FinetuningArguments
@@ -49,6 +49,16 @@ class PruningArguments:
     excluded_modules: list[str] = field(
         default_factory=list, metadata={"help": "Shell patterns of those to leave out again."}
     )
+    shrink: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Whether pruned heads and feed-forward dimensions are taken out of the model that is written. By "
+            "default where heads or ffn are pruned; the folder is then loaded by prunelle.from_pretrained."
+        },
+    )
+    round_to: int = field(
+        default=8, metadata={"help": "Feed-forward dimensions that are left are a multiple of this; 1 takes out all."}
+    )
     pruning_warmup: float = field(default=0.1, metadata={"help": "The share of the run before density falls."})
     pruning_cooldown: float = field(
         default=0.3, metadata={"help": "The share of the run that is left, with masks that stay, once it has fallen."}
@@ -71,6 +81,10 @@ class PruningArguments:
             raise InputError(f"--score_learning_rate {self.score_learning_rate} must be above 0")
         if self.score in ("magnitude", "random") and self.score_penalty:
             raise InputError(f"--score_penalty needs scores that are learned, and --score {self.score} learns none")
+        if self.round_to < 1:
+            raise InputError(f"--round_to {self.round_to} must be at least 1")
+        if self.shrink is None:
+            self.shrink = not set(SHARED).isdisjoint(self.structure)
         if len(self.density) not in (1, len(self.structure)):
             raise InputError(f"--density has {len(self.density)} values and --structure {len(self.structure)}")
         self.methods(seed=0)

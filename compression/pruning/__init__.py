@@ -6,10 +6,12 @@ from prunelle.compression.pruning.masks import Mask as Mask
 from prunelle.compression.pruning.pruning import Pruning as Pruning
 from prunelle.compression.pruning.schedule import CubicSchedule as CubicSchedule
 from prunelle.compression.pruning.selection import keep_highest as keep_highest
+from prunelle.compression.pruning.structures import SHARED as SHARED
 from prunelle.compression.pruning.surgery import shrink as shrink
 from prunelle.compression.pruning.targets import find_prunable as find_prunable
 
 __all__ = [
+    "SHARED",
     "CubicSchedule",
     "LearnedMask",
     "Mask",
