@@ -1,0 +1,182 @@
+"""The masks are nn_pruning's, bit for bit, for every way of pruning that it can still run.
+
+Beyond these: its `magnitude` crashes, so that its binarizer stands for it; ampere's `topK` is refused by its own
+constructor.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from transformers import PreTrainedModel
+
+from prunelle.compression.pruning import CubicSchedule, Pruning, keep_highest
+from prunelle.compression.pruning.masks import LearnedMask
+
+pytest.importorskip("nn_pruning")
+
+SIZES = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
+BATCH = {"input_ids": torch.arange(4, 28).view(2, 12), "attention_mask": torch.ones(2, 12, dtype=torch.long)}
+ATTENTION = ["*.attention.*"]
+FFN = ["*.intermediate.dense", "*.layer.?.output.dense"]
+
+
+def tiny() -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = transformers.BertConfig(**SIZES, num_labels=3, initializer_range=0.3)
+    model = transformers.BertForSequenceClassification(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+def patched(options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
+    """A model in nn_pruning's hands, with random scores (its own start, `mask_init`, is ignored), and its context."""
+    # On Python 3.11 and later its dataclasses are refused, as they have defaults that cannot be hashed.
+    with mock.patch("dataclasses.dataclass", functools.partial(dataclasses.dataclass, unsafe_hash=True)):
+        from nn_pruning.patch_coordinator import ModelPatchingCoordinator, SparseTrainingArguments
+    flags = SparseTrainingArguments(**options)
+    coordinator = ModelPatchingCoordinator(flags, "cpu", None, ["logits"], None)
+    model = tiny()
+    coordinator.patch_model(model)
+    for name, parameter in model.eval().named_parameters():
+        if "mask_scores" in name:
+            nn.init.normal_(parameter)
+    return model, coordinator.patcher_context
+
+
+def scores_of(masked: Any) -> nn.Parameter:
+    """The scores of one of nn_pruning's masked modules."""
+    contexts = masked.mask_module.context_modules if masked.args.ampere_method == "disabled" else []
+    found = [context for context in contexts if context is not None]
+    (context,) = found or [masked.ampere_module.context_module]
+    return context.mask_scores
+
+
+def attach(theirs: PreTrainedModel, methods: list[Pruning]) -> PreTrainedModel:
+    """The same model in our hands, with the same scores."""
+    ours = tiny()
+    with torch.no_grad():
+        for method in methods:
+            method.attach(ours)
+            for name, mask in method.masks.items():
+                scores = scores_of(theirs.get_submodule(name.removesuffix(".weight")))
+                if isinstance(mask, LearnedMask):
+                    mask.scores.copy_(scores.view_as(mask.scores))
+    return ours
+
+
+def compare(ours: PreTrainedModel, theirs: PreTrainedModel, methods: list[Pruning]) -> None:
+    names = [name.removesuffix(".weight") for method in methods for name in method.masks]
+    assert len(names) == len(set(names)) == 12
+    for name in names:
+        weight, bias = theirs.get_submodule(name).get_masked_weights_bias()
+        assert torch.equal(ours.get_submodule(name).weight, weight), name
+        assert torch.equal(ours.get_submodule(name).bias, bias), name
+
+
+def pruning(density: float, structure: str, patterns: list[str], score: Any = "movement", **options: Any) -> Pruning:
+    schedule = CubicSchedule(density, 0.0, 0.0)
+    return Pruning(schedule, score, structure=structure, patterns=patterns, ranking="tensor", **options)
+
+
+# What nn_pruning is told, and the structures of attention and feed-forward network that say the same.
+WAYS: dict[str, tuple[dict[str, Any], list[tuple[str, list[str]]]]] = {
+    "single weights": (
+        {"bias_mask": False},
+        [("weights", ATTENTION), ("weights", FFN)],
+    ),
+    "blocks": (
+        {
+            "attention_block_rows": 4,
+            "attention_block_cols": 4,
+            "dense_block_rows": 4,
+            "dense_block_cols": 2,
+            "attention_output_with_dense": False,
+        },
+        [("4x4", ATTENTION), ("4x2", FFN)],
+    ),
+    "hybrid": (
+        {
+            "attention_block_rows": 4,
+            "attention_block_cols": 4,
+            "attention_output_with_dense": False,
+            "dense_pruning_method": "topK:1d_alt",
+        },
+        [("ffn", FFN), ("4x4", ATTENTION)],
+    ),
+    "hybrid, attention output by columns": (
+        {"attention_block_rows": 8, "attention_block_cols": 2, "dense_pruning_method": "topK:1d_alt"},
+        [("ffn", FFN), ("columns", ["*.attention.output.dense"]), ("8x2", ["*.self.*"])],
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_movement_leads_to_the_same_masks(way: str) -> None:
+    """Prevents scores that learn otherwise than published: masks and biases after steps of training are the same."""
+    options, structures = WAYS[way]
+    theirs, context = patched(options)
+    methods = [pruning(0.25, structure, patterns) for structure, patterns in structures]
+    ours = attach(theirs, methods)
+    at_first = [group.learned.detach().clone() for method in methods for group in method.groups]
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.5) for model in (ours, theirs)]
+    for progress in (0.0, 0.1, 0.2, 0.3, 1.0):
+        # nn_pruning rounds the number of units that it keeps down: these shares need no rounding.
+        density = {0.0: 1.0, 1.0: 0.25}.get(progress, 0.75)
+        context.set_context_data("threshold", density)
+        for method in methods:
+            with mock.patch.object(CubicSchedule, "at", lambda *_, density=density: density):
+                method.step(progress)
+        compare(ours, theirs, methods)
+        for model, optimizer in zip((ours, theirs), optimizers, strict=True):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(**BATCH).logits, torch.tensor([0, 2])).backward()
+            optimizer.step()
+    groups = [group for method in methods for group in method.groups]
+    unmoved = [keep_highest(scores.flatten(), scores.numel() // 4) for scores in at_first]
+    assert any(not torch.equal(kept, group.kept) for kept, group in zip(unmoved, groups, strict=True))
+
+
+@pytest.mark.parametrize("method", ["threshold", "sigmoied_threshold"])
+def test_a_threshold_leaves_the_same_masks_as_its_density(method: str) -> None:
+    """Prevents soft movement from being another method than the published one."""
+    theirs, context = patched({"dense_pruning_method": method, "attention_pruning_method": method, "bias_mask": False})
+    context.set_context_data("threshold", 0.1 if method == "threshold" else 0.55)
+    masked = [module for module in theirs.modules() if type(module).__name__ == "MaskedLinear"]
+    kept = sum(int((module.get_masked_weights_bias()[0] != 0).sum()) for module in masked)
+    total = sum(module.weight.numel() for module in masked)
+    assert 0.2 < kept / total < 0.8
+    soft = Pruning(CubicSchedule(kept / total, 0.0, 0.0), "soft_movement")
+    ours = attach(theirs, [soft])
+    soft.step(1.0)
+    compare(ours, theirs, [soft])
+
+
+def test_a_pattern_is_the_same() -> None:
+    """Prevents 2:4 masks that lie along the outputs."""
+    flags = {"dense_pruning_method": "disabled", "attention_pruning_method": "disabled", "bias_mask": False}
+    theirs, context = patched(flags | {"ampere_pruning_method": "sigmoied_threshold"})
+    context.set_context_data_dict({"threshold": 0.5, "ampere_temperature": 0.5})
+    method = Pruning(CubicSchedule(0.5, 0.0, 0.0), structure="2:4")
+    ours = attach(theirs, [method])
+    method.step(1.0)
+    compare(ours, theirs, [method])
+
+
+def test_magnitudes_leave_the_same_masks() -> None:
+    """Prevents another order of magnitudes than the published one."""
+    from nn_pruning.modules.binarizer import MagnitudeBinarizer
+
+    method, model = pruning(0.25, "weights", [], "magnitude"), tiny()
+    method.attach(model)
+    method.step(1.0)
+    for name, mask in method.masks.items():
+        weight = model.get_submodule(name.removesuffix(".weight")).parametrizations.weight.original
+        assert torch.equal(mask.mask, MagnitudeBinarizer.apply(weight.detach(), 0.25))
