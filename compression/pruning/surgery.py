@@ -49,13 +49,13 @@ def shrink(model: PreTrainedModel, round_to: int = 8) -> PreTrainedModel:
         if is_parametrized(module):
             raise InputError(f"{name} carries a mask or a quantizer; bake the model first")
     small = _without_idle_layers(model)
-    shapes = layer_shapes(small)
+    before, shapes = layer_shapes(small), layer_shapes(small)
     for layer, shape in zip(dissect(small), shapes, strict=True):
         heads = _without(layer.heads, _idle_heads(layer), round_to=1)
         ffn = _without(layer.ffn, _idle_dimensions(layer), round_to)
         shape |= {"heads": [shape["heads"][head] for head in heads], "ffn": len(ffn)}
         keep_units(small, layer, heads, ffn, shape["heads"])
-    if shapes != layer_shapes(small):
+    if shapes != before:
         small.config.layer_shapes = shapes
     return small
 

@@ -94,6 +94,15 @@ def test_a_shrunk_checkpoint_comes_back(teacher: PreTrainedModel, batch: Batch, 
         type(teacher).from_pretrained(tmp_path)
 
 
+def test_sizes_are_written_down_where_only_dimensions_went(make: Make, tmp_path: Path) -> None:
+    """Prevents a checkpoint that says nothing of its sizes, as the heads that are left are the first ones."""
+    pruned = make("BertForSequenceClassification")
+    with torch.no_grad():
+        forget(dissect(pruned)[0].ffn, range(8))
+    shrink(pruned).save_pretrained(tmp_path)
+    assert sizes(prunelle.from_pretrained(str(tmp_path)))[0] == (2, 16)
+
+
 def test_a_shrunk_checkpoint_shrinks_again(teacher: PreTrainedModel, batch: Batch, tmp_path: Path) -> None:
     """Prevents heads that are counted from the original model and looked up in the small one."""
     once = shrink(prune(teacher))
