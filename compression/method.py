@@ -18,6 +18,7 @@ class CompressionMethod:
         method.start(steps)
         for number, batch in enumerate(batches):
             (loss(model, batch) + method.penalty()).backward()
+            method.observe()
             optimizer.step()
             method.step((number + 1) / steps)
         method.finish()
@@ -59,6 +60,9 @@ class CompressionMethod:
         Raises:
             InputError: Something attached takes no part in the loss.
         """
+
+    def observe(self) -> None:
+        """Take note of the weights' gradients, between the last backward pass and the step after it, every time."""
 
     def penalty(self) -> Tensor | float:
         """What is added to the loss, once an optimizer step."""

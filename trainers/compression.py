@@ -126,6 +126,8 @@ class _Steps(TrainerCallback):
             for method in self.trainer.methods:
                 method.check_gradients()
             self.gradients_checked = True
+        for method in self.trainer.methods:
+            method.observe()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._step(state)

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from prunelle.compression import CompressionMethod
 from prunelle.compression.pruning import SHARED, CubicSchedule, Pruning
+from prunelle.compression.pruning.unit_masks import LEARNED
 from prunelle.errors import InputError
 from prunelle.tasks import Task
 from prunelle.trainers.arguments import DistillationArguments, FinetuningArguments
@@ -30,13 +31,14 @@ class PruningArguments:
             "dimensions). Of several, each takes the modules that those before it left."
         },
     )
-    score: Literal["magnitude", "movement", "soft_movement", "random"] = field(
+    score: Literal["magnitude", "movement", "soft_movement", "l0", "taylor", "random"] = field(
         default="movement", metadata={"help": "What weights are ranked by."}
     )
     ranking: Literal["tensor", "global"] | None = field(
         default=None,
         metadata={
-            "help": "Keep the share of each tensor, or of all together. By default tensor; global for soft_movement."
+            "help": "Keep the share of each tensor, or of all together. By default tensor; global for soft_movement "
+            "and l0."
         },
     )
     pruned_modules: list[str] = field(
@@ -70,7 +72,8 @@ class PruningArguments:
     score_penalty: float | None = field(
         default=None,
         metadata={
-            "help": "Weight of the mean sigmoid of learned scores. By default 1 for soft_movement, 0 for movement."
+            "help": "Weight of the mean sigmoid of learned scores, for l0 of the expected share of open gates. By "
+            "default 1 for soft_movement and l0, 0 for movement."
         },
     )
 
@@ -79,7 +82,7 @@ class PruningArguments:
             raise InputError(f"--score_penalty {self.score_penalty} must not be negative")
         if not 0 < self.score_learning_rate < float("inf"):
             raise InputError(f"--score_learning_rate {self.score_learning_rate} must be above 0")
-        if self.score in ("magnitude", "random") and self.score_penalty:
+        if self.score not in LEARNED and self.score_penalty:
             raise InputError(f"--score_penalty needs scores that are learned, and --score {self.score} learns none")
         if self.round_to < 1:
             raise InputError(f"--round_to {self.round_to} must be at least 1")

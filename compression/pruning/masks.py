@@ -1,11 +1,17 @@
 """Masks on weights and biases, as parametrizations: a number for each unit, broadcast to all of its weights."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prunelle.compression.pruning.structures import Layout
+
+# The hard concrete distribution, as published: its temperature, and the interval that it is stretched to.
+TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1
+OPEN_AT_FIRST = math.log(0.9 / 0.1)  # where scores of gates begin: nine in ten are open
+IS_OPEN = -TEMPERATURE * math.log(-LOW / HIGH)  # sigmoid(score + this) is the probability that a gate is not 0
 
 
 class Mask(nn.Module):
@@ -36,7 +42,7 @@ class Mask(nn.Module):
 
 
 class FixedMask(Mask):
-    """The scores are given, and stay.
+    """The scores are given: drawn once, or gathered from gradients by `UnitMasks`.
 
     Args:
         weight, layout: as for `Mask`.
@@ -73,6 +79,32 @@ class LearnedMask(Mask):
 
     def forward(self, weight: Tensor) -> Tensor:
         return _StraightThrough.apply(weight, self.scores, self.mask, self.view)
+
+
+class HardConcreteMask(LearnedMask):
+    """What is kept has random gates, the more often open the higher their scores (Louizos et al., arXiv:1712.01312).
+
+    In training a gate is drawn from the hard concrete distribution, in evaluation it is what the paper puts in its
+    place. Once frozen it is 1, so that the mask is all that is left.
+
+    Attributes:
+        noise: of the mask's shape, log(u / (1 - u)) of a uniform number for each unit; the same on all of its weights.
+    """
+
+    noise: Tensor
+
+    def __init__(self, weight: Tensor, layout: Layout, scores: nn.Parameter, holds_scores: bool = True) -> None:
+        super().__init__(weight, layout, scores, holds_scores)
+        self.register_buffer("noise", torch.zeros(layout.units, device=weight.device), persistent=False)
+        self.frozen = False
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if self.frozen:
+            return super().forward(weight)
+        noisy = (self.scores + self.noise.view_as(self.scores)) / TEMPERATURE if self.training else self.scores
+        gates = (noisy.sigmoid() * (HIGH - LOW) + LOW).clamp(0, 1)
+        mask = self.mask * gates.detach().to(self.mask).view_as(self.mask)
+        return _StraightThrough.apply(weight, gates, mask, self.view)
 
 
 class _StraightThrough(torch.autograd.Function):

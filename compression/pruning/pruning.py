@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from transformers import PreTrainedModel
 
 from prunelle.compression.method import CompressionMethod
-from prunelle.compression.pruning.masks import Mask
+from prunelle.compression.pruning.masks import IS_OPEN, HardConcreteMask, Mask
 from prunelle.compression.pruning.schedule import CubicSchedule
 from prunelle.compression.pruning.selection import keep_highest_of_all, keep_highest_of_each
 from prunelle.compression.pruning.structures import check_structure, find_groups, pattern_density
@@ -19,7 +19,7 @@ from prunelle.compression.pruning.targets import find_prunable
 from prunelle.compression.pruning.unit_masks import UnitMasks
 from prunelle.errors import InputError
 
-Score = Literal["magnitude", "movement", "soft_movement", "random"]
+Score = Literal["magnitude", "movement", "soft_movement", "l0", "taylor", "random"]
 
 
 class Pruning(CompressionMethod):
@@ -32,10 +32,16 @@ class Pruning(CompressionMethod):
     - `soft_movement`: the same, kept where the sigmoid of the score is above one threshold for the whole model, and a
       penalty on the sigmoids' mean. Published, the threshold stays and the penalty's weight is tuned until the
       density fits; here the threshold goes where the density is the one asked for.
+    - `l0`: how often a random gate on the weight is open (arXiv:1712.01312), with a penalty on the share of gates that
+      are; see `HardConcreteMask`. Here too the density is the one asked for: what is not kept is closed, what is kept
+      is open from the end of the schedule on.
+    - `taylor`: |w dL/dw|, to first order what the loss would change by if the weight were 0 (arXiv:1906.10771): a
+      running mean over optimizer steps. What is masked gets no gradient, and its score fades.
     - `random`: drawn once, the baseline.
 
-    A unit of several weights has one learned or random score, or the mean of its weights' magnitudes. Several methods
-    prune one model, each another structure of other modules: what one has masked is no longer there for the next.
+    A unit of several weights has one learned or random score, the mean of its weights' magnitudes, or |sum of w dL/dw|.
+    Several methods prune one model, each another structure of other modules: what one has masked is no longer there for
+    the next.
 
     Args:
         schedule: The target density, the share of units kept, and the way there.
@@ -44,13 +50,13 @@ class Pruning(CompressionMethod):
             last of its weights, but where weights go one by one.
         ranking: Whether each `tensor` keeps the share of its own units (each layer, of heads and feed-forward
             dimensions), or the `global` order decides how much of each is kept. By default `tensor`, for soft
-            movement `global`.
+            movement and L0 `global`.
         score_init: Where learned scores begin: `magnitude`, |w| / std(w), so that the first masks are those of
             magnitude pruning and the scores of all tensors are of one scale; `zero`, as published; `noise`: normal,
             of standard deviation 0.01.
         score_learning_rate: Of learned scores, which know no weight decay.
-        score_penalty: Weight of the mean sigmoid of learned scores in the loss. By default 1 for soft movement
-            and 0 for movement.
+        score_penalty: Weight of the mean sigmoid of learned scores in the loss, for L0 of the expected share of
+            open gates. By default 1 for soft movement and L0, and 0 for movement.
         patterns, excluded: As `find_prunable` takes them.
         seed: Of random scores and of noise.
 
@@ -82,9 +88,9 @@ class Pruning(CompressionMethod):
                 raise InputError(f"{structure} keeps a density of {density:g}, and {schedule.density:g} was asked for")
             schedule = replace(schedule, density=density)
         self.schedule, self.score, self.structure, self.score_init = schedule, score, structure, score_init
-        self.ranking = ranking or ("global" if score == "soft_movement" else "tensor")
+        self.ranking = ranking or ("global" if score in ("soft_movement", "l0") else "tensor")
         self.score_learning_rate = score_learning_rate
-        self.score_penalty = score_penalty if score_penalty is not None else float(score == "soft_movement")
+        self.score_penalty = score_penalty if score_penalty is not None else float(score in ("soft_movement", "l0"))
         self.patterns, self.excluded, self.seed = patterns, excluded, seed
         self.groups: list[UnitMasks] = []
         self.frozen = False
@@ -124,26 +130,39 @@ class Pruning(CompressionMethod):
             kept = keep_highest_of_each(scores, [round(density * group.group.count) for group in self.groups])
         for group, new in zip(self.groups, kept, strict=True):
             group.keep(new)
-        self.frozen = self.schedule.ends_by(progress)
+        if self.schedule.ends_by(progress):
+            self._freeze()
+        elif self.score == "l0":
+            # By the progress, so that all processes and a resumed run draw alike.
+            generator = torch.Generator().manual_seed(self.seed + round(progress * 2**40))
+            for group in self.groups:
+                group.draw(generator)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         scores = list(self._learned().values())
         return [{"params": scores, "lr": self.score_learning_rate, "weight_decay": 0.0}] if scores else []
 
     def check_gradients(self) -> None:
-        for name, scores in self._learned().items():
-            if scores.grad is None or not scores.grad.any():
+        for group in self.groups:
+            if group.needs_gradient and not group.gradient().any():
                 raise InputError(
-                    f"the scores of {name} get no gradient: it takes no part in the loss, and nothing can be learned "
-                    "about it; exclude it, or prune by magnitude"
+                    f"the scores of {group.group.name} get no gradient: it takes no part in the loss, and nothing "
+                    "can be learned about it; exclude it, or prune by magnitude"
                 )
+
+    @torch.no_grad()
+    def observe(self) -> None:
+        if self.score == "taylor" and not self.frozen:
+            for group in self.groups:
+                group.observe()
 
     def penalty(self) -> Tensor | float:
         learned = self._learned().values()
         if self.frozen or not self.score_penalty or not learned:
             return 0.0
         total = sum(scores.numel() for scores in learned)
-        return self.score_penalty * sum(scores.sigmoid().sum() / total for scores in learned)
+        shift = IS_OPEN if self.score == "l0" else 0.0
+        return self.score_penalty * sum((scores + shift).sigmoid().sum() / total for scores in learned)
 
     def metrics(self) -> dict[str, float]:
         """The share of weights kept; of several structures each under its own name."""
@@ -155,7 +174,8 @@ class Pruning(CompressionMethod):
         return {"frozen": torch.tensor(self.frozen)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.frozen = bool(state["frozen"])
+        if state["frozen"]:
+            self._freeze()
 
     def finish(self) -> None:
         modules = {name: module for group in self.groups for name, module in group.modules.items()}
@@ -171,6 +191,12 @@ class Pruning(CompressionMethod):
                     f"the run ended with {kept} of {total} {self.structure} kept in {name}, a density of "
                     f"{kept / total:.6f} instead of {self.schedule.density}"
                 )
+
+    def _freeze(self) -> None:
+        self.frozen = True
+        for mask in self.masks.values():
+            if isinstance(mask, HardConcreteMask):
+                mask.frozen = True
 
     def _learned(self) -> dict[str, nn.Parameter]:
         return {group.group.name: group.learned for group in self.groups if group.learned is not None}

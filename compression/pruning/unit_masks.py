@@ -7,8 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
-from prunelle.compression.pruning.masks import FixedMask, LearnedMask, Mask
+from prunelle.compression.pruning.masks import OPEN_AT_FIRST, FixedMask, HardConcreteMask, LearnedMask, Mask
 from prunelle.compression.pruning.structures import UnitGroup
+
+LEARNED = ("movement", "soft_movement", "l0")
+MEMORY = 0.99  # Of scores that are running means, from one optimizer step to the next.
 
 
 class UnitMasks:
@@ -30,20 +33,24 @@ class UnitMasks:
     def __init__(
         self, model: nn.Module, group: UnitGroup, score: str, score_init: str, generator: torch.Generator
     ) -> None:
-        self.group = group
+        self.group, self.needs_gradient = group, score in (*LEARNED, "taylor")
         self.modules: dict[str, Any] = {name: model.get_submodule(name) for name in group.layouts}
         self.masks: dict[str, Mask] = {}
         self.learned: nn.Parameter | None = None
         self._bias_masks: dict[str, Mask] = {}
-        if score in ("movement", "soft_movement"):
-            self.learned = nn.Parameter(self._first_scores(score_init, generator))
+        if score in LEARNED:
+            first = self._first_scores(score_init, generator)
+            self.learned = nn.Parameter(first + OPEN_AT_FIRST if score == "l0" else first)
         for name, layout in group.layouts.items():
             module = self.modules[name]
             mask = Mask(module.weight, layout)
             if self.learned is not None:
-                mask = LearnedMask(module.weight, layout, self.learned, holds_scores=not self.masks)
+                kind = HardConcreteMask if score == "l0" else LearnedMask
+                mask = kind(module.weight, layout, self.learned, holds_scores=not self.masks)
             elif score == "random" and not self.masks:
                 mask = FixedMask(module.weight, layout, torch.rand(layout.units, generator=generator))
+            elif score == "taylor" and not self.masks:
+                mask = FixedMask(module.weight, layout, torch.zeros(layout.units))
             self.masks[f"{name}.weight"] = mask
             register_parametrization(module, "weight", mask)
             if group.masks_biases and layout.has_rows and module.bias is not None:
@@ -60,9 +67,20 @@ class UnitMasks:
         if isinstance(self._first, LearnedMask | FixedMask):
             scores = self._first.scores.detach().flatten()
         else:
-            originals = (module.parametrizations.weight.original for module in self.modules.values())
-            scores = self._mean(mask.score(weight) for mask, weight in zip(self.masks.values(), originals, strict=True))
+            pairs = zip(self.masks.values(), self._originals, strict=True)
+            scores = self._mean(mask.score(weight) for mask, weight in pairs)
         return self.group.lift(scores)
+
+    def gradient(self) -> Tensor:
+        """That of the units' masks: (units,). Of what is masked only learned scores have one; zero where none is."""
+        if self.learned is not None:
+            return torch.zeros_like(self.learned) if self.learned.grad is None else self.learned.grad
+        return self._sum(weight * (0.0 if weight.grad is None else weight.grad) for weight in self._originals)
+
+    def observe(self) -> None:
+        """Take the gradients of an optimizer step into scores that are running means."""
+        importance = self.gradient().abs().nan_to_num(0.0, 0.0)  # in float16 a step may overflow, and is not taken
+        self._first.scores.lerp_(importance.view_as(self._first.scores).float(), 1 - MEMORY)
 
     def keep(self, kept: Tensor) -> None:
         """Set all masks.
@@ -75,9 +93,21 @@ class UnitMasks:
         for name, bias_mask in self._bias_masks.items():
             bias_mask.mask.copy_(self.group.layouts[name].rows(self.masks[f"{name}.weight"].mask))
 
+    def draw(self, generator: torch.Generator) -> None:
+        """Draw the gates of the next optimizer step, where there are some."""
+        uniform = torch.rand(self.group.count, generator=generator).clamp(1e-6, 1 - 1e-6)
+        for mask in self.masks.values():
+            assert isinstance(mask, HardConcreteMask)
+            mask.noise.copy_(uniform.logit().view_as(mask.noise))
+
     @property
-    def _first(self) -> Mask:
+    def _first(self) -> Any:
         return next(iter(self.masks.values()))
+
+    @property
+    def _originals(self) -> list[Tensor]:
+        """The weights behind the masks."""
+        return [module.parametrizations.weight.original for module in self.modules.values()]
 
     def _first_scores(self, start: str, generator: torch.Generator) -> Tensor:
         """Where learned scores begin, in float32 at least."""
@@ -89,7 +119,10 @@ class UnitMasks:
         noise = torch.randn(units, generator=generator) * 0.01
         return noise.to(weights[0]) if start == "noise" else weights[0].new_zeros(units)
 
-    def _mean(self, values: Iterable[Tensor]) -> Tensor:
+    def _sum(self, values: Iterable[Tensor]) -> Tensor:
         """Over the weights of each unit: (units,). Of values of each weight's shape."""
         sums = [layout.gather(value) for layout, value in zip(self.group.layouts.values(), values, strict=True)]
-        return sums[0] if self.group.size == 1 else sum(sums[1:], sums[0]) / self.group.size
+        return sum(sums[1:], sums[0])
+
+    def _mean(self, values: Iterable[Tensor]) -> Tensor:
+        return self._sum(values) if self.group.size == 1 else self._sum(values) / self.group.size

@@ -119,6 +119,8 @@ def test_a_model_is_pruned_while_it_is_distilled(tmp_path: Path, name: str, scor
     [
         {"score": "movement", "score_init": "noise"},
         {"score": "random"},
+        {"score": "taylor"},
+        {"score": "l0"},
         {"score": "magnitude"},
         {"score": "movement", "structure": ["ffn", "4x4"], "density": 0.5},
         {"score": "random", "structure": ["heads"], "density": 0.5},

@@ -67,6 +67,7 @@ def train(model: PreTrainedModel, method: Pruning, steps: int = 10, rate: float 
         optimizer.zero_grad()
         loss.backward()
         method.check_gradients()
+        method.observe()
         optimizer.step()
         method.step((step + 1) / steps)
         densities.append(method.metrics()["density"])
@@ -242,7 +243,7 @@ def test_scores_start_where_they_are_told(start: Any) -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("score", ["magnitude", "movement", "soft_movement", "random"])
+@pytest.mark.parametrize("score", ["magnitude", "movement", "soft_movement", "l0", "taylor", "random"])
 def test_a_model_is_pruned_in_a_loop_and_baked(name: str, score: Any, tmp_path: Any) -> None:
     """Prevents a density beside the one asked for, and a checkpoint that computes otherwise than what was trained."""
     model = tiny(name)

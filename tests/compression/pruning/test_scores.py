@@ -1,0 +1,156 @@
+"""Scores that are more than a weight's size, against naive references."""
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from prunelle.compression.anatomy import dissect
+from prunelle.compression.pruning import CubicSchedule, Pruning
+
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 24,
+    "max_position_embeddings": 32,
+    "initializer_range": 0.3,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+LABELS = torch.tensor([0, 1, 1])
+
+
+def tiny() -> PreTrainedModel:
+    torch.manual_seed(0)
+    return transformers.BertForSequenceClassification(transformers.BertConfig(**SIZES)).double()
+
+
+def batch(number: int) -> dict[str, Tensor]:
+    return {"input_ids": torch.randint(40, (3, 7), generator=torch.Generator().manual_seed(number))}
+
+
+def backward(model: PreTrainedModel, number: int) -> None:
+    nn.functional.cross_entropy(model(**batch(number)).logits, LABELS).backward()
+
+
+@pytest.mark.parametrize("structure", ["weights", "rows", "heads"])
+def test_taylor_is_the_running_mean_of_what_the_loss_would_change_by(structure: str) -> None:
+    """Prevents importances of one batch alone, signs that cancel over time, and those that cannot cancel in a unit."""
+    model, plain = tiny(), tiny()
+    method = Pruning(CubicSchedule(0.5, 0.1, 0.3), "taylor", structure=structure)
+    method.attach(model)
+    method.step(0.0)
+    expected: dict[str, Tensor] = {}
+    for number in range(3):
+        model.zero_grad()
+        plain.zero_grad()
+        backward(model, number)
+        backward(plain, number)
+        method.check_gradients()
+        method.observe()
+        changes = {n: (m.weight * m.weight.grad).detach() for n, m in plain.named_modules() if type(m) is nn.Linear}
+        of_units = {n: change.flatten() if structure == "weights" else change.sum(1) for n, change in changes.items()}
+        if structure == "heads":
+            of_units = {
+                f"{layer.name} heads": sum(changes[n].view(4, -1).sum(1) for n in layer.heads.producers)
+                + changes[layer.heads.consumer[0]].view(16, 4, 4).sum((0, 2))
+                for layer in dissect(plain)
+            }
+        expected = {n: 0.99 * expected.get(n, 0) + 0.01 * change.abs() for n, change in of_units.items()}
+    for group in method.groups:
+        torch.testing.assert_close(group.ranking().double(), expected[group.group.name], rtol=1e-5, atol=1e-9)
+
+
+def test_taylor_needs_no_parameters_and_survives_an_overflow() -> None:
+    """Prevents one overflowing step in float16 from making all scores NaN for the rest of the run."""
+    model = tiny()
+    method = Pruning(CubicSchedule(0.5), "taylor")
+    method.attach(model)
+    assert not method.parameter_groups()
+    backward(model, 0)
+    originals = [group.modules[group.group.name].parametrizations.weight.original for group in method.groups]
+    originals[0].grad[0, 0], originals[1].grad[0, 0] = math.inf, math.nan
+    method.observe()
+    assert all(group.ranking().isfinite().all() for group in method.groups)
+
+
+def naive_gate(score: float, uniform: float | None) -> float:
+    """Louizos et al., equations 10 and 11; without a uniform number the estimator for evaluation, equation 13."""
+    logit = score if uniform is None else (math.log(uniform) - math.log(1 - uniform) + score) / (2 / 3)
+    return min(1.0, max(0.0, (1.1 - -0.1) / (1 + math.exp(-logit)) + -0.1))
+
+
+@pytest.mark.parametrize("structure", ["weights", "heads"])
+def test_gates_are_hard_concrete(structure: str) -> None:
+    """Prevents gates of another distribution, drawn anew in one optimizer step, or apart on the weights of one unit."""
+    model = tiny().train()
+    method = Pruning(CubicSchedule(0.5, 0.1, 0.3), "l0", structure=structure)
+    method.attach(model)
+    method.step(0.05)
+    generator = torch.Generator().manual_seed(round(0.05 * 2**40))
+    for group in method.groups:
+        uniform = torch.rand(group.group.count, generator=generator).tolist()
+        for is_training in (True, False):
+            model.train(is_training)
+            gates = [
+                naive_gate(score, drawn if is_training else None)
+                for score, drawn in zip(group.learned.flatten().tolist(), uniform, strict=True)
+            ]
+            for name, layout in group.group.layouts.items():
+                weight = torch.ones_like(group.modules[name].weight)
+                shown = group.masks[f"{name}.weight"](weight).view(layout.view)
+                wanted = torch.tensor(gates).double().view(layout.units).expand(layout.view)
+                torch.testing.assert_close(shown, wanted, rtol=1e-4, atol=1e-6)
+    assert sum(gate == 1.0 for gate in gates) > 0
+
+
+def test_a_gates_score_learns_through_the_gate() -> None:
+    """Prevents gates that learn at kept weights alone, or weights that learn as if their gates were open."""
+    model = tiny().train()
+    method = Pruning(CubicSchedule(0.5, 0.0, 0.3), "l0", ranking="tensor")
+    method.attach(model)
+    method.step(0.3)
+    (group, *_) = method.groups
+    (mask,) = group.masks.values()
+    weight, outward = torch.randn(2, 16, 16, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+    weight.requires_grad_()
+    (mask(weight) * outward).sum().backward()
+    scores = group.learned.detach().double().requires_grad_()
+    gates = (((scores + mask.noise) / (2 / 3)).sigmoid() * 1.2 - 0.1).clamp(0, 1)
+    (gates * weight.detach() * outward).sum().backward()
+    torch.testing.assert_close(group.learned.grad.double(), scores.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(weight.grad, (outward * mask.mask * gates.detach()), rtol=1e-4, atol=1e-6)
+    assert 0 < int(mask.mask.sum()) < mask.mask.numel()
+
+
+def test_the_penalty_of_gates_is_how_many_are_open() -> None:
+    """Prevents a penalty on the mean gate, which says nothing about how many weights are left."""
+    method = Pruning(CubicSchedule(0.5), "l0", score_penalty=3.0)
+    method.attach(tiny())
+    scores = torch.cat([group.learned.detach().flatten() for group in method.groups]).double()
+    drawn = torch.rand(200, scores.numel(), dtype=torch.double, generator=torch.Generator().manual_seed(0)).logit()
+    is_open = ((drawn + scores) / (2 / 3)).sigmoid() * 1.2 - 0.1 > 0
+    assert method.penalty().item() == pytest.approx(3 * is_open.double().mean().item(), rel=1e-3)
+
+
+def test_gates_are_open_once_frozen_and_when_resumed_so() -> None:
+    """Prevents kept weights that are scaled, or closed, in the model that comes out."""
+    method: Any = Pruning(CubicSchedule(0.5, 0.1, 0.3), "l0", ranking="tensor")
+    model = tiny().train()
+    method.attach(model)
+    resumed, other = copy.deepcopy(method), Pruning(CubicSchedule(0.5, 0.1, 0.3), "l0")
+    method.step(0.7)
+    for group in method.groups:
+        shown = group.masks[f"{group.group.name}.weight"](torch.ones_like(group.modules[group.group.name].weight))
+        assert sorted(shown.unique().tolist()) == [0.0, 1.0]
+    assert (method.penalty(), resumed.penalty() > 0) == (0.0, True)
+    other.attach(tiny())
+    other.load_state_dict(method.state_dict())
+    assert all(mask.frozen for mask in other.masks.values())
