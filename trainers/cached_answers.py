@@ -15,7 +15,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset
 from prunelle.errors import InputError
 from prunelle.trainers.ensemble import Ensemble
 from prunelle.trainers.teacher_cache import TeacherCache, checkpoint_fingerprint, data_fingerprint
-from prunelle.trainers.terms import SoftTargetTerm, batch_of
+from prunelle.trainers.terms import SoftTargetTerm, asked, batch_of
 
 if TYPE_CHECKING:
     from prunelle.trainers.distillation import DistillationTrainer
@@ -120,15 +120,16 @@ def _ask(
 
 
 def _answer(
-    trainer: "DistillationTrainer", teacher: nn.Module, term: SoftTargetTerm, batch: dict[str, Any]
+    trainer: "DistillationTrainer", teacher: nn.Module, term: SoftTargetTerm, collated: dict[str, Any]
 ) -> dict[str, list[np.ndarray]]:
     """The answers to one batch: by name, (positions, width) for each of its examples."""
-    inputs = trainer._prepare_inputs(batch)
-    asked = batch_of(inputs)
+    inputs = trainer._prepare_inputs(collated)
+    batch, objective = batch_of(inputs), trainer.objective
     features = {k: v for k, v in inputs.items() if k in trainer.teacher_inputs and k != "labels"}
     with torch.inference_mode(), trainer.accelerator.autocast():
-        targets = term.targets(trainer.objective.observe_teacher(teacher, features), asked).tensors
-    ends = term.distilled(asked).reshape(len(asked.labels), -1).sum(1).cumsum(0).tolist()
+        outputs = objective.ask(teacher, features, objective.positions(batch))
+        targets = term.targets(outputs.rows(slice(None))).tensors
+    ends = asked(batch, objective.everywhere).reshape(len(batch.labels), -1).sum(1).cumsum(0).tolist()
     return {name: np.split(tensor.to(STORED_AS[name]).cpu().numpy(), ends[:-1]) for name, tensor in targets.items()}
 
 

@@ -3,7 +3,7 @@
 import copy
 import inspect
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from prunelle.trainers.arguments import DistillationArguments
 from prunelle.trainers.cached_answers import PREFIX, cache_answers
 from prunelle.trainers.compression import CompressionTrainer
 from prunelle.trainers.objective import build_objective
-from prunelle.trainers.terms import Outputs, SoftTargets, batch_of
+from prunelle.trainers.terms import Outputs, SoftTargets, asked_positions, batch_of
 
 PROJECTIONS = "projections.safetensors"
+POSITIONS = "distilled_positions"
 
 
 class DistillationTrainer(CompressionTrainer):
@@ -51,6 +52,8 @@ class DistillationTrainer(CompressionTrainer):
             other data or settings.
     """
 
+    data_collator: Any
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -61,6 +64,9 @@ class DistillationTrainer(CompressionTrainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(model, args, methods, **kwargs)
+        if args.teacher_dtype is not None:
+            # A copy: the teacher itself is measured against the student after training, as it was given.
+            teacher = copy.deepcopy(teacher).to(getattr(torch, args.teacher_dtype))
         # After the Trainer has set the seed: random projections begin alike in all processes.
         self.objective = build_objective(model, teacher, args).to(args.device)
         self.projections = list(self.objective.parameters())
@@ -73,14 +79,15 @@ class DistillationTrainer(CompressionTrainer):
         self.teacher_inputs = set(inspect.signature(teacher.forward).parameters)
         self.teacher: nn.Module | None = None
         if self.objective.needs_teacher:
-            if args.teacher_dtype is not None:
-                # A copy: the teacher itself is measured against the student after training, as it was given.
-                teacher = copy.deepcopy(teacher).to(getattr(torch, args.teacher_dtype))
             teacher.eval().requires_grad_(False)
             if args.teacher_cache is not None:
                 cache_answers(self, teacher, teacher_folders)
             else:
                 self.teacher = self.accelerator.prepare_model(teacher, evaluation_mode=True)
+        if self.objective.needs_logits:
+            self.data_collator = WithPositions(self.data_collator, self.objective.everywhere)
+            # Each process collates its own batches, a stream's too: positions cannot be cut up as a batch's rows can.
+            self.accelerator.dataloader_config.dispatch_batches = False
         self.means = {"train": TermMeans(), "eval": TermMeans()}
 
     def get_batch_samples(
@@ -92,7 +99,7 @@ class DistillationTrainer(CompressionTrainer):
         self.objective.zero_grad()
         if not batches:
             return batches, None
-        counts = torch.stack([self._count_items(batch) for batch in batches]).sum(0).to(device)
+        counts = torch.stack([self.objective.count(batch_of(batch)) for batch in batches]).sum(0).to(device)
         if self._averages_over_processes:
             counts = self.accelerator.reduce(counts, reduction="sum")
         return batches, counts
@@ -117,33 +124,32 @@ class DistillationTrainer(CompressionTrainer):
         `num_items_in_batch` is what `get_batch_samples` counted; in evaluation each batch counts for itself.
         """
         answers = {name.removeprefix(PREFIX): inputs[name] for name in inputs if name.startswith(PREFIX)}
-        features = {k: v for k, v in inputs.items() if k != "labels" and not k.startswith(PREFIX)}
-        student = self.objective.observe_student(model, features)
+        features = {k: v for k, v in inputs.items() if k not in ("labels", POSITIONS) and not k.startswith(PREFIX)}
+        batch, training = batch_of(inputs), model.training
+        positions = inputs[POSITIONS] if POSITIONS in inputs else self.objective.positions(batch)
         teacher: Outputs | SoftTargets | None = SoftTargets(answers) if answers else None
         if self.teacher is not None:
             with torch.no_grad():
                 accepted = {name: value for name, value in features.items() if name in self.teacher_inputs}
-                teacher = self.objective.observe_teacher(self.teacher, accepted)
+                teacher = self.objective.ask(self.teacher, accepted, positions)
 
-        training, weights = model.training, self.objective.weights
-        own_items = self._count_items(inputs)
+        own_items = self.objective.count(batch)
         items = num_items_in_batch if training else own_items
-        terms = self.objective(student, teacher, batch_of(inputs), items)
+        loss, terms, logits = self.objective(model, features, teacher, batch, positions, items, return_outputs)
 
         means = self.means["train" if training else "eval"]
         for (name, term), total, own in zip(terms.items(), items, own_items, strict=True):
-            means.add(name, term.detach() * total, own)
+            means.add(name, term * total, own)
 
-        loss = sum(weights[name] * term for name, term in terms.items())
         if training and self._averages_over_processes:
             # Each process holds its share of the sum, and DDP averages the shares' gradients.
             loss = loss * self.accelerator.num_processes
         if training and self.accelerator.num_processes > 1 and not self.objective.needs_logits:
             # DDP waits for the gradients of the head too, and what hooks catch is none of the outputs it knows of.
-            loss = loss + 0.0 * student.logits.sum()
+            loss = loss + 0.0 * logits.sum()
         if training:
             loss = loss + self.penalty()
-        return (loss, {"logits": student.logits}) if return_outputs else loss
+        return (loss, {"logits": logits}) if return_outputs else loss
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """The student's optimizer, with the projections beside its weights."""
@@ -189,9 +195,16 @@ class DistillationTrainer(CompressionTrainer):
     def _averages_over_processes(self) -> bool:
         return self.args.average_tokens_across_devices and self.accelerator.num_processes > 1
 
-    def _count_items(self, inputs: dict[str, Any]) -> Tensor:
-        """(terms,) how many items each term runs over in one batch."""
-        return self.objective.count(batch_of(inputs))
+
+class WithPositions:
+    """Collator that adds where a batch asks for logits: to find out on a GPU would be to wait for it."""
+
+    def __init__(self, collator: Callable[[Any], Any], everywhere: bool) -> None:
+        self.collator, self.everywhere = collator, everywhere
+
+    def __call__(self, examples: list[Any]) -> dict[str, Any]:
+        batch = self.collator(examples)
+        return {**batch, POSITIONS: asked_positions(batch_of(batch), self.everywhere)}
 
 
 class TermMeans:

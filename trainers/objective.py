@@ -1,6 +1,7 @@
 """The loss of a distillation: named terms with weights, made for one teacher and one student."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from prunelle.losses import (
 from prunelle.trainers.arguments import DistillationArguments
 from prunelle.trainers.attention import SelfAttention, attends_by_products, catch, find_attention
 from prunelle.trainers.ensemble import class_names, members
+from prunelle.trainers.head import Head, Logits, find_head, summed_over_chunks
 from prunelle.trainers.layer_map import layer_pairs
 from prunelle.trainers.terms import (
     Batch,
@@ -39,6 +41,7 @@ from prunelle.trainers.terms import (
     SoftTargetTerm,
     Term,
     VectorTerm,
+    asked_positions,
     attended_examples,
     attended_pairs,
     attended_tokens,
@@ -53,6 +56,7 @@ class Objective(nn.Module):
         terms: by the name they are logged under.
         weights: by the same names, above 0.
         student_attention, teacher_attention: of the layers whose queries, keys and values a term asks for.
+        student_head, teacher_head: of language models, where they can be split off.
     """
 
     def __init__(
@@ -61,40 +65,96 @@ class Objective(nn.Module):
         weights: Mapping[str, float],
         student_attention: Mapping[int, SelfAttention],
         teacher_attention: Mapping[int, SelfAttention],
+        student_head: Head | None = None,
+        teacher_head: Head | None = None,
     ) -> None:
         super().__init__()
         self.terms = nn.ModuleDict(terms)
         self.weights = dict(weights)
         self.student_attention, self.teacher_attention = student_attention, teacher_attention
+        self.student_head, self.teacher_head = student_head, teacher_head
         self.needs_teacher = any(term.needs_teacher for term in terms.values())
         self.needs_logits = any(term.needs_logits for term in terms.values())
         self.needs_hidden_states = any(term.needs_hidden_states for term in terms.values())
+        self.everywhere = any(isinstance(term, SoftTargetTerm) and term.everywhere for term in terms.values())
 
     def count(self, batch: Batch) -> Tensor:
         """(terms,) how many items each term runs over in one batch."""
-        return torch.stack([term.count(batch) for term in self._each()])
+        return torch.stack([term.count(batch) for term in self._each().values()])
 
-    def observe_student(self, student: nn.Module, features: Mapping[str, Any]) -> Outputs:
-        """Run the student and keep what the terms ask for."""
-        return self._observe(student, features, self.student_attention)
+    def positions(self, batch: Batch) -> Tensor:
+        """(rows,) where logits are needed, as the numbers of labels, one example after the other."""
+        return asked_positions(batch, self.everywhere) if self.needs_logits else batch.labels.new_empty(0)
 
-    def observe_teacher(self, teacher: nn.Module, features: Mapping[str, Any]) -> Outputs:
-        """Run the teacher and keep what the terms ask for."""
-        return self._observe(teacher, features, self.teacher_attention)
-
-    def forward(
-        self, student: Outputs, teacher: Outputs | SoftTargets | None, batch: Batch, items: Tensor
-    ) -> dict[str, Tensor]:
-        """Each term by name, before it is weighed.
+    def ask(self, teacher: nn.Module, features: Mapping[str, Any], positions: Tensor) -> Outputs:
+        """Run the teacher and keep what the terms ask for: of logits the rows at the positions.
 
         Args:
+            positions: as `positions` gives them.
+        """
+        if (head := self.teacher_head) is None:
+            outputs = self._observe(teacher, features, self.teacher_attention)
+            return replace(outputs, logits=_rows(outputs.logits, positions))
+        logits: list[Logits] = []
+
+        def keep(states: Tensor) -> Tensor:
+            logits.append(Logits(states, head.decoder))
+            return states
+
+        with head.taken_over(positions, keep):
+            outputs = self._observe(teacher, features, self.teacher_attention)
+        return replace(outputs, logits=logits[0])
+
+    def forward(
+        self,
+        student: nn.Module,
+        features: Mapping[str, Any],
+        teacher: Outputs | SoftTargets | None,
+        batch: Batch,
+        positions: Tensor,
+        items: Tensor,
+        whole_logits: bool,
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Run the student: the weighted sum of the terms, each of them before it is weighed, the logits.
+
+        Args:
+            teacher: what `ask` returned, or what a cache kept of it.
+            positions: as `positions` gives them.
             items: (terms,) what to divide each term by.
+            whole_logits: whether all logits are wanted; else a language model's are computed at the positions alone,
+                in chunks, and a scalar stands in their place.
         """
         counts = dict(zip(self.terms, items, strict=True))
-        return {name: term(student, teacher, batch, counts[name]) for name, term in self.terms.items()}
+        on_logits = {name: term for name, term in self._each().items() if term.needs_logits}
+        inside = {name: term for name, term in self._each().items() if not term.needs_logits}
+        sums = dict.fromkeys(on_logits, torch.zeros((), device=items.device))
+        labels = batch.labels.flatten().index_select(0, positions)
 
-    def _each(self) -> list[Term]:
-        return [term for term in self.terms.values() if isinstance(term, Term)]
+        def loss_on_logits(logits: Tensor, rows: slice) -> Any:
+            said = None if teacher is None else teacher.rows(rows)
+            chunk = Batch(labels[rows], batch.attention_mask)
+            values = {n: term(Outputs(logits, (), {}), said, chunk, counts[n]) for n, term in on_logits.items()}
+            sums.update({name: sums[name] + value.detach() for name, value in values.items()})
+            return self._weighed(values)
+
+        head = self.student_head
+        if whole_logits or head is None:
+            outputs = self._observe(student, features, self.student_attention)
+            loss = loss_on_logits(_rows(outputs.logits, positions), slice(None))
+        else:
+            decoder = head.decoder
+            with head.taken_over(positions, lambda states: summed_over_chunks(states, decoder, loss_on_logits)):
+                outputs = self._observe(student, features, self.student_attention)
+            loss = outputs.logits
+        values = {name: term(outputs, teacher, batch, counts[name]) for name, term in inside.items()}
+        unweighed = sums | {name: value.detach() for name, value in values.items()}
+        return loss + self._weighed(values), {name: unweighed[name] for name in self.terms}, outputs.logits
+
+    def _each(self) -> dict[str, Term]:
+        return {name: term for name, term in self.terms.items() if isinstance(term, Term)}
+
+    def _weighed(self, terms: Mapping[str, Tensor]) -> Any:
+        return sum(self.weights[name] * term for name, term in terms.items())
 
     def _observe(
         self, model: nn.Module, features: Mapping[str, Any], attention: Mapping[int, SelfAttention]
@@ -107,6 +167,11 @@ class Objective(nn.Module):
         return Outputs(outputs.logits, states, vectors)
 
 
+def _rows(logits: Tensor, positions: Tensor) -> Tensor:
+    """(rows, classes) of (batch, classes) or (batch, tokens, classes)."""
+    return logits.flatten(0, -2).index_select(0, positions)
+
+
 def build_objective(student: PreTrainedModel, teacher: nn.Module, arguments: DistillationArguments) -> Objective:
     """The terms of weight above 0, made for the two; of an ensemble, losses on features compare the first teacher.
 
@@ -114,6 +179,7 @@ def build_objective(student: PreTrainedModel, teacher: nn.Module, arguments: Dis
         InputError: The two cannot be compared in the way that is asked: vocabulary, classes, hidden sizes, layers
             or heads.
     """
+    teacher_head = find_head(teacher)
     teacher, *_ = members(teacher)
     _check_same_classes(student, teacher, arguments)
     weights = {name: weight for name, weight in arguments.term_weights.items() if weight}
@@ -143,6 +209,8 @@ def build_objective(student: PreTrainedModel, teacher: nn.Module, arguments: Dis
         weights,
         {layer: ours[layer] for _, layer in caught},
         {layer: theirs[layer] for layer, _ in caught},
+        find_head(student),
+        teacher_head,
     ).to(torch.promote_types(student.dtype, torch.float32))
 
 

@@ -1,7 +1,8 @@
 """The terms of a distillation loss: what each asks of the models, what it counts, and how its loss is fed."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,14 +37,18 @@ class Outputs:
     """What a model says about a batch.
 
     Args:
-        logits: (batch, classes) or (batch, tokens, classes).
+        logits: (rows, classes), one row for each example or position that is asked for.
         hidden_states: (batch, tokens, hidden) of the embeddings and of each layer; empty where no term asks.
         vectors: queries, keys and values of the layers that a term asks for.
     """
 
-    logits: Tensor
+    logits: Any
     hidden_states: Sequence[Tensor]
     vectors: Mapping[int, Vectors]
+
+    def rows(self, chosen: slice) -> "Outputs":
+        """The same with some of the logits."""
+        return replace(self, logits=self.logits[chosen])
 
 
 @dataclass(frozen=True)
@@ -56,10 +61,15 @@ class SoftTargets:
 
     tensors: Mapping[str, Tensor]
 
+    def rows(self, chosen: slice) -> "SoftTargets":
+        """Some of them."""
+        return SoftTargets({name: tensor[chosen] for name, tensor in self.tensors.items()})
+
 
 class Term(nn.Module):
     """A named part of the loss: the sum over its items in a batch, divided by `num_items`.
 
+    One that needs logits gets a batch whose labels are those of the logits' rows, and may get it in chunks of rows.
     Its parameters, if any, are learned beside the student's.
     """
 
@@ -86,14 +96,8 @@ class SoftTargetTerm(Term):
         super().__init__()
         self.loss, self.everywhere, self.top_k = loss, everywhere, top_k
 
-    def distilled(self, batch: Batch) -> Tensor:
-        """Where the student learns the teacher's distribution: bool, shaped like the labels."""
-        if batch.labels.dim() == 1:  # the teacher has its say on unlabeled examples too
-            return torch.ones_like(batch.labels, dtype=torch.bool)
-        return batch.attention_mask.bool() if self.everywhere else batch.labels.ne(IGNORED)
-
     def count(self, batch: Batch) -> Tensor:
-        return self.distilled(batch).sum()
+        return asked(batch, self.everywhere).sum()
 
     @property
     def identity(self) -> dict[str, float]:
@@ -102,18 +106,16 @@ class SoftTargetTerm(Term):
             return {"top_k": self.top_k, "temperature": self.loss.temperature}
         return {}
 
-    def targets(self, teacher: Outputs, batch: Batch) -> SoftTargets:
-        theirs = teacher.logits[self.distilled(batch)]
+    def targets(self, teacher: Outputs) -> SoftTargets:
         if isinstance(self.loss, TopKTargetLoss):
-            log_probabilities, indices = top_k_distribution(theirs, self.top_k, self.loss.temperature)
+            log_probabilities, indices = top_k_distribution(teacher.logits, self.top_k, self.loss.temperature)
             return SoftTargets({"log_probabilities": log_probabilities, "indices": indices})
-        return SoftTargets({"logits": theirs})
+        return SoftTargets({"logits": teacher.logits})
 
     def forward(self, student: Outputs, teacher: Outputs | SoftTargets, batch: Batch, num_items: Tensor) -> Tensor:
-        chosen = self.distilled(batch)
-        targets = teacher if isinstance(teacher, SoftTargets) else self.targets(teacher, batch)
-        labels = [batch.labels[chosen]] if isinstance(self.loss, DecoupledLoss) else []
-        return self.loss(student.logits[chosen], *targets.tensors.values(), *labels, num_items)
+        targets = teacher if isinstance(teacher, SoftTargets) else self.targets(teacher)
+        labels = [batch.labels] if isinstance(self.loss, DecoupledLoss) else []
+        return self.loss(student.logits, *targets.tensors.values(), *labels, num_items)
 
 
 class HardLabelTerm(Term):
@@ -130,7 +132,7 @@ class HardLabelTerm(Term):
         return batch.labels.ne(IGNORED).sum()
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, num_items: Tensor) -> Tensor:
-        return self.loss(student.logits.flatten(0, -2), batch.labels.flatten(), num_items)
+        return self.loss(student.logits, batch.labels, num_items)
 
 
 class HiddenTerm(Term):
@@ -212,6 +214,19 @@ class RelationalTerm(Term):
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, num_items: Tensor) -> Tensor:
         ours, theirs = (_mean(outputs.hidden_states[-1], batch.attention_mask) for outputs in (student, teacher))
         return self.loss(ours, theirs, num_items)
+
+
+def asked(batch: Batch, everywhere: bool) -> Tensor:
+    """Where logits are looked at, as the labels' shape: in each example, or at its labelled or all attended tokens."""
+    if batch.labels.shape != batch.attention_mask.shape:  # the teacher has its say on unlabeled examples too
+        return torch.ones_like(batch.labels, dtype=torch.bool)
+    labelled = batch.labels.ne(IGNORED)
+    return labelled | batch.attention_mask.bool() if everywhere else labelled
+
+
+def asked_positions(batch: Batch, everywhere: bool) -> Tensor:
+    """(rows,) the numbers of the labels where logits are looked at, one example after the other."""
+    return asked(batch, everywhere).flatten().nonzero().squeeze(-1)
 
 
 def attended_tokens(batch: Batch) -> Tensor:

@@ -14,6 +14,7 @@ from prunelle.tasks.tokenizer import train_causal_tokenizer
 from prunelle.trainers import DistillationArguments, DistillationTrainer, FinetuningArguments
 from prunelle.trainers.finetuning import finetune, hard_label_loss, trainer_data
 from prunelle.trainers.models import LoadedModel
+from prunelle.trainers.terms import batch_of
 
 LINES = [f"Line {number} of a Text that counts on to {number + 1}." for number in range(60)]
 GPT2: dict[str, Any] = {
@@ -85,7 +86,7 @@ def test_a_student_learns_at_every_predicted_position(text: str, tmp_path: Path)
         model, GPT2LMHeadModel(model.config), arguments, **trainer_data(task, tokenizer, encoded)
     )
     batch = trainer.data_collator([encoded["train"][n] for n in range(3)])
-    items = dict(zip(trainer.objective.terms, trainer._count_items(batch).tolist(), strict=True))
+    items = dict(zip(trainer.objective.terms, trainer.objective.count(batch_of(batch)).tolist(), strict=True))
     assert items == {"soft_target": 3 * 23, "hard_label": 3 * 23, "hidden_cosine": 3 * 24}
     metrics = trainer.evaluate()
     rows = encoded["validation"]

@@ -28,6 +28,7 @@ from prunelle.trainers import DistillationArguments, DistillationTrainer
 from prunelle.trainers.distillation import check_pair
 from prunelle.trainers.ensemble import Ensemble
 from prunelle.trainers.finetuning import hard_label_loss, trainer_data
+from prunelle.trainers.terms import batch_of
 
 WORDS = ["red", "Green", "blue", "cold", "warm", "small", "Tall", "old"]
 PAIRS = [(f"{a} {b} {c}", " ".join([b, a, c][: 1 + len(c) % 3])) for a in WORDS for b in WORDS[:4] for c in WORDS[:3]]
@@ -99,12 +100,10 @@ def test_terms_run_over_what_is_written(pairs: str, tmp_path: Path) -> None:
     trainer = DistillationTrainer(other, model, arguments, **trainer_data(task, tokenizer, encoded))
     batch = trainer.data_collator([encoded["train"][n] for n in (0, 19, 50)])
     written = sum(len(encoded["train"][n]["labels"]) for n in (0, 19, 50))
-    assert set(trainer._count_items(batch).tolist()) == {written}
+    assert set(trainer.objective.count(batch_of(batch)).tolist()) == {written}
     _, outputs = trainer.compute_loss(other.eval(), dict(batch), return_outputs=True)
-    hidden = [
-        m(**{k: v for k, v in batch.items() if k != "labels"}, output_hidden_states=True).decoder_hidden_states
-        for m in (other, model)
-    ]
+    features = {k: v for k, v in batch.items() if k in trainer.teacher_inputs and k != "labels"}
+    hidden = [m(**features, output_hidden_states=True).decoder_hidden_states for m in (other, model)]
     mask = batch["labels"] != -100
     cosine = torch.nn.functional.cosine_similarity(hidden[0][-1][mask], hidden[1][-1][mask], dim=-1)
     seen = trainer.means["eval"].pop(trainer.accelerator)

@@ -222,6 +222,7 @@ def test_the_teacher_learns_nothing_and_is_not_saved(tmp_path: Path) -> None:
 def test_the_teacher_computes_in_its_own_dtype(tmp_path: Path, dtype: str) -> None:
     """Prevents a flag that does nothing, and a teacher whose weights are rounded before it is measured."""
     once: dict[str, Any] = {"max_steps": 1, "per_device_train_batch_size": 16, "learning_rate": 0.0}
+    once["relation_weight"] = 1.0  # listens to queries, keys and values of the copy
     student, teacher = pair(True)
     trainer = train(tmp_path, True, lambda masked_lm: (student, teacher), **once, teacher_dtype=dtype)
     batch = {name: torch.tensor(column[:]) for name, column in rows(16, True).to_dict().items()}
