@@ -1,11 +1,14 @@
 """Top-k targets: the teacher's k likeliest classes, and one bucket for all the rest."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from prunelle.losses._logits import checked_temperature, softened
-from prunelle.losses._numerics import at_least_one
+from prunelle.losses._logits import checked_temperature
+from prunelle.losses._numerics import at_least_float32, at_least_one
 
 
 def top_k_distribution(teacher_logits: Tensor, k: int, temperature: float = 2.0) -> tuple[Tensor, Tensor]:
@@ -28,9 +31,8 @@ def top_k_distribution(teacher_logits: Tensor, k: int, temperature: float = 2.0)
             f"teacher logits {tuple(teacher_logits.shape)} must be (rows, classes) with more than k = {k} classes, "
             "and k at least 1"
         )
-    log_probabilities = softened(teacher_logits, checked_temperature(temperature))
-    indices = log_probabilities.topk(k, dim=-1).indices
-    return _with_tail(log_probabilities, indices), indices
+    indices = teacher_logits.topk(k, dim=-1).indices
+    return _Bucketed.apply(teacher_logits, indices, checked_temperature(temperature)), indices
 
 
 class TopKTargetLoss(nn.Module):
@@ -84,13 +86,37 @@ class TopKTargetLoss(nn.Module):
                 f"{tuple(teacher_log_probabilities.shape)} and indices {tuple(teacher_indices.shape)} must be "
                 "(rows, classes), (rows, k + 1) and (rows, k), with fewer than all classes in k"
             )
-        student = _with_tail(softened(student_logits, self.temperature), teacher_indices)
+        student = _Bucketed.apply(student_logits, teacher_indices, self.temperature)
         teacher = teacher_log_probabilities.to(student.dtype)
         divergence = F.kl_div(student, teacher, reduction="sum", log_target=True)
         return divergence * self.temperature**2 / at_least_one(num_items, rows)
 
 
-def _with_tail(log_probabilities: Tensor, indices: Tensor) -> Tensor:
-    # The tail is summed itself: one minus the top's sum would lose all digits of a small tail.
-    tail = log_probabilities.scatter(-1, indices, -torch.inf).logsumexp(-1, keepdim=True)
-    return torch.cat([log_probabilities.gather(-1, indices), tail], -1)
+class _Bucketed(torch.autograd.Function):
+    """(rows, k + 1) log-probabilities of the k classes and of all others together, at the temperature.
+
+    With a backward pass of its own, because a step on cached answers costs little else beside the student's: it goes
+    over the vocabulary once, and those of a softmax, a gather and a sum over the rest several times.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, indices: Tensor, temperature: float) -> Tensor:
+        scaled = at_least_float32(logits) / temperature
+        top = scaled.gather(-1, indices)
+        # The tail is summed itself: one minus the top's sum would lose all digits of a small tail.
+        tail = scaled.scatter_(-1, indices, -torch.inf)
+        highest, place = tail.max(-1, keepdim=True)
+        within = tail.softmax(-1)
+        buckets = torch.cat([top, highest - within.gather(-1, place).log()], -1)
+        result = buckets.log_softmax(-1)
+        ctx.save_for_backward(within, indices, result)
+        ctx.temperature, ctx.dtype = temperature, logits.dtype
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        within, indices, result = ctx.saved_tensors
+        slope = (slope - result.exp() * slope.sum(-1, keepdim=True)) / ctx.temperature
+        every = (within * slope[:, -1:]).scatter_(-1, indices, slope[:, :-1])
+        return every.to(ctx.dtype), None, None
