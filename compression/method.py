@@ -1,6 +1,6 @@
 """What every way of compressing a model has in common, whatever trains it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +16,7 @@ class CompressionMethod:
         method.attach(model)
         optimizer = AdamW([{"params": weights}, *method.parameter_groups()])
         method.start(steps)
+        method.calibrate(model, run)
         for number, batch in enumerate(batches):
             (loss(model, batch) + method.penalty()).backward()
             method.observe()
@@ -40,6 +41,15 @@ class CompressionMethod:
 
         Raises:
             InputError: They do not suffice.
+        """
+
+    def calibrate(self, model: PreTrainedModel, run: Callable[[int, Callable[[], None]], None]) -> None:
+        """Look at examples before the first step of a run that is not resumed.
+
+        Args:
+            model: What the method is attached to.
+            run: Takes a number of examples, the same on all processes, and computes the loss's gradients on them batch
+                by batch, calling its second argument after each; no weight changes.
         """
 
     def step(self, progress: float) -> None:

@@ -1,12 +1,13 @@
 """The trainer that all ways of compressing share: it drives a list of methods, alone or together."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from prunelle.compression import CompressionMethod
@@ -85,6 +86,22 @@ class CompressionTrainer(Trainer):
                 optimizer.add_param_group(group)
         return optimizer
 
+    def run_on_examples(self, samples: int, after_batch: Callable[[], None]) -> None:
+        """Compute gradients on training examples drawn at random, batch by batch, and train nothing.
+
+        Every process takes all of them, so that all see the same.
+        """
+        drawn = torch.randperm(len(self.train_dataset), generator=torch.Generator().manual_seed(self.args.seed))
+        examples = Subset(self.train_dataset, drawn[:samples].tolist())
+        self.model.eval()
+        for batch in DataLoader(examples, self.args.per_device_train_batch_size, collate_fn=self.data_collator):
+            with self.compute_loss_context_manager():
+                loss = self.compute_loss(self.model, self._prepare_inputs(batch))
+            loss.backward()
+            after_batch()
+            self.model.zero_grad()
+        self.model.train()
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the methods' metrics to the training loss's log line."""
         if "loss" in logs:
@@ -119,6 +136,8 @@ class _Steps(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         for method in self.trainer.methods:
             method.start(state.max_steps)
+            if not state.global_step:
+                method.calibrate(self.trainer.model, self.trainer.run_on_examples)
         self._step(state)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -138,4 +157,4 @@ class _Steps(TrainerCallback):
 
     def _step(self, state: Any) -> None:
         for method in self.trainer.methods:
-            method.step(state.global_step / state.max_steps)
+            method.step(state.global_step / max(1, state.max_steps))

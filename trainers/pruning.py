@@ -7,7 +7,7 @@ from typing import Any, Literal
 from transformers import PreTrainedModel, TrainingArguments
 
 from prunelle.compression import CompressionMethod
-from prunelle.compression.pruning import SHARED, CubicSchedule, Pruning
+from prunelle.compression.pruning import SHARED, CubicSchedule, OneShotSchedule, Pruning
 from prunelle.compression.pruning.unit_masks import LEARNED
 from prunelle.errors import InputError
 from prunelle.tasks import Task
@@ -31,14 +31,18 @@ class PruningArguments:
             "dimensions). Of several, each takes the modules that those before it left."
         },
     )
-    score: Literal["magnitude", "movement", "soft_movement", "l0", "taylor", "random"] = field(
-        default="movement", metadata={"help": "What weights are ranked by."}
+    score: Literal["magnitude", "movement", "soft_movement", "l0", "taylor", "wanda", "head_importance", "random"] = (
+        field(default="movement", metadata={"help": "What weights are ranked by."})
     )
-    ranking: Literal["tensor", "global"] | None = field(
+    calibration_samples: int = field(
+        default=128,
+        metadata={"help": "How many training examples wanda, head_importance and a one-shot taylor look at."},
+    )
+    ranking: Literal["row", "tensor", "global"] | None = field(
         default=None,
         metadata={
-            "help": "Keep the share of each tensor, or of all together. By default tensor; global for soft_movement "
-            "and l0."
+            "help": "Keep the share of each output's row of weights, of each tensor, or of all together. By default "
+            "tensor; global for soft_movement and l0, row for wanda."
         },
     )
     pruned_modules: list[str] = field(
@@ -60,6 +64,13 @@ class PruningArguments:
     )
     round_to: int = field(
         default=8, metadata={"help": "Feed-forward dimensions that are left are a multiple of this; 1 takes out all."}
+    )
+    schedule: Literal["cubic", "one_shot"] = field(
+        default="cubic",
+        metadata={
+            "help": "Density falls gradually, or at once, before the first step; with --num_train_epochs 0 nothing is "
+            "trained after it."
+        },
     )
     pruning_warmup: float = field(default=0.1, metadata={"help": "The share of the run before density falls."})
     pruning_cooldown: float = field(
@@ -84,6 +95,10 @@ class PruningArguments:
             raise InputError(f"--score_learning_rate {self.score_learning_rate} must be above 0")
         if self.score not in LEARNED and self.score_penalty:
             raise InputError(f"--score_penalty needs scores that are learned, and --score {self.score} learns none")
+        if self.calibration_samples < 1:
+            raise InputError(f"--calibration_samples {self.calibration_samples} must be at least 1")
+        if self.schedule == "one_shot" and (self.pruning_warmup, self.pruning_cooldown) != (0.1, 0.3):
+            raise InputError("--schedule one_shot has no --pruning_warmup and no --pruning_cooldown: leave them out")
         if self.round_to < 1:
             raise InputError(f"--round_to {self.round_to} must be at least 1")
         if self.shrink is None:
@@ -97,19 +112,25 @@ class PruningArguments:
         densities = self.density if len(self.density) > 1 else self.density * len(self.structure)
         return [
             Pruning(
-                CubicSchedule(density, self.pruning_warmup, self.pruning_cooldown),
+                self._schedule(density),
                 self.score,
                 structure=structure,
                 ranking=self.ranking,
                 score_init=self.score_init,
                 score_learning_rate=self.score_learning_rate,
                 score_penalty=self.score_penalty,
+                calibration_samples=self.calibration_samples,
                 patterns=self.pruned_modules,
                 excluded=self.excluded_modules,
                 seed=seed,
             )
             for structure, density in zip(self.structure, densities, strict=True)
         ]
+
+    def _schedule(self, density: float) -> OneShotSchedule:
+        if self.schedule == "one_shot":
+            return OneShotSchedule(density)
+        return CubicSchedule(density, self.pruning_warmup, self.pruning_cooldown)
 
 
 @dataclass

@@ -5,6 +5,7 @@ from prunelle.compression.pruning.masks import LearnedMask as LearnedMask
 from prunelle.compression.pruning.masks import Mask as Mask
 from prunelle.compression.pruning.pruning import Pruning as Pruning
 from prunelle.compression.pruning.schedule import CubicSchedule as CubicSchedule
+from prunelle.compression.pruning.schedule import OneShotSchedule as OneShotSchedule
 from prunelle.compression.pruning.selection import keep_highest as keep_highest
 from prunelle.compression.pruning.structures import SHARED as SHARED
 from prunelle.compression.pruning.surgery import shrink as shrink
@@ -15,6 +16,7 @@ __all__ = [
     "CubicSchedule",
     "LearnedMask",
     "Mask",
+    "OneShotSchedule",
     "Pruning",
     "density_by_weight",
     "find_prunable",

@@ -56,6 +56,27 @@ class FixedMask(Mask):
         self.register_buffer("scores", scores.to(weight.device))
 
 
+class WandaMask(Mask):
+    """The score is |w| times the norm of the input that the weight is multiplied by (Sun et al., arXiv:2306.11695).
+
+    Args:
+        weight, layout: as for `Mask`.
+
+    Attributes:
+        norms: (inputs, 1) where the weight is stored transposed, else (inputs,): found on examples, else 1.
+    """
+
+    norms: Tensor
+
+    def __init__(self, weight: Tensor, layout: Layout) -> None:
+        super().__init__(weight, layout)
+        shape = (weight.shape[0], 1) if layout.is_transposed else (weight.shape[1],)
+        self.register_buffer("norms", torch.ones(shape, device=weight.device))
+
+    def score(self, weight: Tensor) -> Tensor:
+        return super().score(weight) * self.norms
+
+
 class LearnedMask(Mask):
     """The scores are learned: movement pruning (Sanh et al., arXiv:2005.07683).
 

@@ -1,7 +1,7 @@
 """Pruning while training: masks that follow the scores on a schedule, and stay once the density is reached."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -11,15 +11,17 @@ from torch.nn.utils.parametrize import is_parametrized
 from transformers import PreTrainedModel
 
 from prunelle.compression.method import CompressionMethod
-from prunelle.compression.pruning.masks import IS_OPEN, HardConcreteMask, Mask
-from prunelle.compression.pruning.schedule import CubicSchedule
-from prunelle.compression.pruning.selection import keep_highest_of_all, keep_highest_of_each
+from prunelle.compression.pruning.calibration import gate_gradients, input_norms
+from prunelle.compression.pruning.masks import IS_OPEN, HardConcreteMask, Mask, WandaMask
+from prunelle.compression.pruning.schedule import OneShotSchedule
+from prunelle.compression.pruning.selection import keep_highest_in_rows, keep_highest_of_all, keep_highest_of_each
 from prunelle.compression.pruning.structures import check_structure, find_groups, pattern_density
 from prunelle.compression.pruning.targets import find_prunable
-from prunelle.compression.pruning.unit_masks import UnitMasks
+from prunelle.compression.pruning.unit_masks import CALIBRATED, LEARNED, UnitMasks
 from prunelle.errors import InputError
 
-Score = Literal["magnitude", "movement", "soft_movement", "l0", "taylor", "random"]
+Score = Literal["magnitude", "movement", "soft_movement", "l0", "taylor", "wanda", "head_importance", "random"]
+Ranking = Literal["row", "tensor", "global"]
 
 
 class Pruning(CompressionMethod):
@@ -37,6 +39,9 @@ class Pruning(CompressionMethod):
       is open from the end of the schedule on.
     - `taylor`: |w dL/dw|, to first order what the loss would change by if the weight were 0 (arXiv:1906.10771): a
       running mean over optimizer steps. What is masked gets no gradient, and its score fades.
+    - `wanda`: |w| times the norm of the input that it is multiplied by, over examples (arXiv:2306.11695).
+    - `head_importance`: of `heads` alone, how the loss of an example changes with a gate on what the head gives, in
+      absolute value and added up over examples, divided by the norm over the layer (arXiv:1905.10650).
     - `random`: drawn once, the baseline.
 
     A unit of several weights has one learned or random score, the mean of its weights' magnitudes, or |sum of w dL/dw|.
@@ -48,15 +53,17 @@ class Pruning(CompressionMethod):
         score: As above.
         structure: What is a unit: `weights` and others, as `find_groups` takes them. The bias of a row goes with the
             last of its weights, but where weights go one by one.
-        ranking: Whether each `tensor` keeps the share of its own units (each layer, of heads and feed-forward
-            dimensions), or the `global` order decides how much of each is kept. By default `tensor`, for soft
-            movement and L0 `global`.
+        ranking: Whether each `row` (the weights of one output) keeps the share of its weights, each `tensor` that of
+            its own units (each layer, of heads and feed-forward dimensions), or the `global` order decides how much of
+            each is kept. By default `tensor`, for soft movement and L0 `global`, for Wanda `row` where weights go one
+            by one.
         score_init: Where learned scores begin: `magnitude`, |w| / std(w), so that the first masks are those of
             magnitude pruning and the scores of all tensors are of one scale; `zero`, as published; `noise`: normal,
             of standard deviation 0.01.
         score_learning_rate: Of learned scores, which know no weight decay.
         score_penalty: Weight of the mean sigmoid of learned scores in the loss, for L0 of the expected share of
             open gates. By default 1 for soft movement and L0, and 0 for movement.
+        calibration_samples: How many examples are looked at before the first step, where the score wants some.
         patterns, excluded: As `find_prunable` takes them.
         seed: Of random scores and of noise.
 
@@ -65,19 +72,21 @@ class Pruning(CompressionMethod):
         frozen: Whether the target has been reached; masks then stay as they are.
 
     Raises:
-        InputError: There is no such structure, or an N:M pattern and a density other than N / M.
+        InputError: There is no such structure, or an N:M pattern and a density other than N / M; rows are ranked and
+            weights do not go one by one; the score does not fit the structure or the schedule.
     """
 
     def __init__(
         self,
-        schedule: CubicSchedule,
+        schedule: OneShotSchedule,
         score: Score = "movement",
         *,
         structure: str = "weights",
-        ranking: Literal["tensor", "global"] | None = None,
+        ranking: Ranking | None = None,
         score_init: Literal["magnitude", "zero", "noise"] = "magnitude",
         score_learning_rate: float = 1e-2,
         score_penalty: float | None = None,
+        calibration_samples: int = 128,
         patterns: Sequence[str] = (),
         excluded: Sequence[str] = (),
         seed: int = 0,
@@ -87,10 +96,18 @@ class Pruning(CompressionMethod):
             if not math.isclose(density, schedule.density, rel_tol=0.01):
                 raise InputError(f"{structure} keeps a density of {density:g}, and {schedule.density:g} was asked for")
             schedule = replace(schedule, density=density)
+        if score in LEARNED and schedule.at(0.0) < 1:
+            raise InputError(f"{score} scores are learned in training, and this schedule prunes before it")
+        if score == "head_importance" and structure != "heads":
+            raise InputError(f"head_importance ranks heads, not {structure}")
+        if ranking == "row" and structure != "weights":
+            raise InputError(f"rows are ranked where weights go one by one, not for {structure}")
         self.schedule, self.score, self.structure, self.score_init = schedule, score, structure, score_init
-        self.ranking = ranking or ("global" if score in ("soft_movement", "l0") else "tensor")
+        usual = "global" if score in ("soft_movement", "l0") else "tensor"
+        self.ranking = ranking or ("row" if score == "wanda" and structure == "weights" else usual)
         self.score_learning_rate = score_learning_rate
         self.score_penalty = score_penalty if score_penalty is not None else float(score in ("soft_movement", "l0"))
+        self.calibration_samples, self.is_calibrated = calibration_samples, False
         self.patterns, self.excluded, self.seed = patterns, excluded, seed
         self.groups: list[UnitMasks] = []
         self.frozen = False
@@ -113,19 +130,46 @@ class Pruning(CompressionMethod):
                     f"a density of {self.schedule.density} keeps none of {group.name}, {group.count} in number: "
                     f"give {1 / group.count:.2g} at least, or rank them globally"
                 )
+            if self.ranking == "row" and not round(self.schedule.density * group.row_length):
+                raise InputError(
+                    f"a density of {self.schedule.density} keeps none of the {group.row_length} weights in a row of "
+                    f"{group.name}: give {1 / group.row_length:.2g} at least, or rank each tensor"
+                )
         self.groups = [UnitMasks(model, group, self.score, self.score_init, generator) for group in groups]
 
     def start(self, steps: int) -> None:
         self.schedule.check(steps)
 
+    def calibrate(self, model: PreTrainedModel, run: Callable[[int, Callable[[], None]], None]) -> None:
+        if self.score == "wanda":
+            modules = {name: module for group in self.groups for name, module in group.modules.items()}
+            with input_norms(model, modules) as norms:
+                run(self.calibration_samples, lambda: None)
+            for name, mask in self.masks.items():
+                assert isinstance(mask, WandaMask)
+                mask.norms.copy_(norms[name.removesuffix(".weight")].view_as(mask.norms))
+        elif self.score == "head_importance":
+            readers = {g.group.name: (list(g.modules.values())[-1], g.group.count) for g in self.groups}
+            with gate_gradients(readers) as sums:
+                run(self.calibration_samples, lambda: None)
+            for group in self.groups:
+                group.set_scores(sums[group.group.name] / sums[group.group.name].norm().clamp(min=1e-30))
+        elif self.score == "taylor" and self.schedule.at(0.0) < 1:
+            run(self.calibration_samples, self._gather)
+        self.is_calibrated = True
+
     @torch.no_grad()
     def step(self, progress: float) -> None:
         if self.frozen:
             return
+        if self.score in CALIBRATED and not self.is_calibrated:
+            raise RuntimeError(f"{self.score} scores need examples: call calibrate before the first step")
         density = self.schedule.at(progress)
         scores = [group.ranking() for group in self.groups]
         if self.ranking == "global":
             kept = keep_highest_of_all(scores, round(density * sum(group.group.count for group in self.groups)))
+        elif self.ranking == "row":
+            kept = [self._keep_in_rows(group, one, density) for group, one in zip(self.groups, scores, strict=True)]
         else:
             kept = keep_highest_of_each(scores, [round(density * group.group.count) for group in self.groups])
         for group, new in zip(self.groups, kept, strict=True):
@@ -150,11 +194,9 @@ class Pruning(CompressionMethod):
                     "can be learned about it; exclude it, or prune by magnitude"
                 )
 
-    @torch.no_grad()
     def observe(self) -> None:
         if self.score == "taylor" and not self.frozen:
-            for group in self.groups:
-                group.observe()
+            self._gather()
 
     def penalty(self) -> Tensor | float:
         learned = self._learned().values()
@@ -174,6 +216,7 @@ class Pruning(CompressionMethod):
         return {"frozen": torch.tensor(self.frozen)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.is_calibrated = True  # of a run that has begun
         if state["frozen"]:
             self._freeze()
 
@@ -186,11 +229,30 @@ class Pruning(CompressionMethod):
         if self.ranking == "global":
             sizes = {"the model": (sum(kept for kept, _ in sizes.values()), sum(total for _, total in sizes.values()))}
         for name, (kept, total) in sizes.items():
-            if kept != round(self.schedule.density * total):
+            if kept != self._count(name, total):
                 raise RuntimeError(
                     f"the run ended with {kept} of {total} {self.structure} kept in {name}, a density of "
                     f"{kept / total:.6f} instead of {self.schedule.density}"
                 )
+
+    @torch.no_grad()
+    def _gather(self) -> None:
+        for group in self.groups:
+            group.observe()
+
+    def _count(self, name: str, total: int) -> int:
+        """How many units of a group, or of the model, are to be kept in the end."""
+        if self.ranking != "row":
+            return round(self.schedule.density * total)
+        (width,) = {group.group.row_length for group in self.groups if group.group.name == name}
+        return total // width * round(self.schedule.density * width)
+
+    @staticmethod
+    def _keep_in_rows(group: UnitMasks, scores: Tensor, density: float) -> Tensor:
+        (layout,) = group.group.layouts.values()
+        width = group.group.row_length
+        kept = keep_highest_in_rows(scores.view(layout.view), round(density * width), 0 if layout.is_transposed else 1)
+        return kept.flatten()
 
     def _freeze(self) -> None:
         self.frozen = True

@@ -6,7 +6,36 @@ from prunelle.errors import InputError
 
 
 @dataclass(frozen=True)
-class CubicSchedule:
+class OneShotSchedule:
+    """The target from the start: weights go before the first step, and what there is of a run trains the rest.
+
+    Args:
+        density: The target, the share of weights kept, above 0 and at most 1.
+
+    Raises:
+        InputError: It is out of its range.
+    """
+
+    density: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.density <= 1:
+            raise InputError(f"a density of {self.density} must be above 0 and at most 1: it is the share kept")
+
+    def at(self, progress: float) -> float:
+        """The density when a share of the run is done."""
+        return self.density
+
+    def ends_by(self, progress: float) -> bool:
+        """Whether the target has been reached; from then on nothing changes."""
+        return True
+
+    def check(self, steps: int) -> None:
+        """See that a run is long enough: any is."""
+
+
+@dataclass(frozen=True)
+class CubicSchedule(OneShotSchedule):
     """Falls from 1 to the target, fast at first and slower towards the end (Zhu and Gupta, arXiv:1710.01878).
 
     Args:
@@ -18,13 +47,11 @@ class CubicSchedule:
         InputError: A number that is out of its range, or no room between warm-up and cool-down.
     """
 
-    density: float
     warmup: float = 0.1
     cooldown: float = 0.3
 
     def __post_init__(self) -> None:
-        if not 0 < self.density <= 1:
-            raise InputError(f"a density of {self.density} must be above 0 and at most 1: it is the share kept")
+        super().__post_init__()
         for name in ("warmup", "cooldown"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"a {name} of {getattr(self, name)} must be a share of the run: from 0 to below 1")

@@ -52,6 +52,16 @@ def keep_highest_of_all(scores: Sequence[Tensor], count: int) -> list[Tensor]:
     return [mask.view(part.shape) for mask, part in zip(kept, scores, strict=True)]
 
 
+def keep_highest_in_rows(scores: Tensor, count: int, dim: int) -> Tensor:
+    """Marks so many of the highest scores of every line along a dimension; of equal ones, those that come first.
+
+    Returns:
+        True where kept, of the scores' shape.
+    """
+    best = scores.argsort(dim=dim, descending=True, stable=True).narrow(dim, 0, count)
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(dim, best, True)
+
+
 def _on_gpu(flat: list[Tensor], count: int) -> Sequence[Tensor]:
     together = torch.cat(flat)
     lowest = together.kthvalue(together.numel() - count + 1).values

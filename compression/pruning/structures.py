@@ -110,6 +110,12 @@ class UnitGroup:
         """How many weights one unit has."""
         return sum(math.prod(layout.view) // math.prod(layout.units) for layout in self.layouts.values())
 
+    @property
+    def row_length(self) -> int:
+        """How many inputs its one matrix has."""
+        (layout,) = self.layouts.values()
+        return math.prod(axis.size for axis in layout.inputs)
+
     def lift(self, scores: Tensor) -> Tensor:
         """Scores of shape (units,) as they are ranked: for N:M, those that the pattern keeps above all others.
 

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
-from prunelle.compression.pruning.masks import OPEN_AT_FIRST, FixedMask, HardConcreteMask, LearnedMask, Mask
+from prunelle.compression.pruning.masks import OPEN_AT_FIRST, FixedMask, HardConcreteMask, LearnedMask, Mask, WandaMask
 from prunelle.compression.pruning.structures import UnitGroup
 
 LEARNED = ("movement", "soft_movement", "l0")
+CALIBRATED = ("wanda", "head_importance")  # by examples, before anything is trained
 MEMORY = 0.99  # Of scores that are running means, from one optimizer step to the next.
 
 
@@ -43,13 +44,13 @@ class UnitMasks:
             self.learned = nn.Parameter(first + OPEN_AT_FIRST if score == "l0" else first)
         for name, layout in group.layouts.items():
             module = self.modules[name]
-            mask = Mask(module.weight, layout)
+            mask = (WandaMask if score == "wanda" else Mask)(module.weight, layout)
             if self.learned is not None:
                 kind = HardConcreteMask if score == "l0" else LearnedMask
                 mask = kind(module.weight, layout, self.learned, holds_scores=not self.masks)
             elif score == "random" and not self.masks:
                 mask = FixedMask(module.weight, layout, torch.rand(layout.units, generator=generator))
-            elif score == "taylor" and not self.masks:
+            elif score in ("taylor", "head_importance") and not self.masks:
                 mask = FixedMask(module.weight, layout, torch.zeros(layout.units))
             self.masks[f"{name}.weight"] = mask
             register_parametrization(module, "weight", mask)
@@ -76,6 +77,10 @@ class UnitMasks:
         if self.learned is not None:
             return torch.zeros_like(self.learned) if self.learned.grad is None else self.learned.grad
         return self._sum(weight * (0.0 if weight.grad is None else weight.grad) for weight in self._originals)
+
+    def set_scores(self, scores: Tensor) -> None:
+        """Take (units,) scores that were found elsewhere."""
+        self._first.scores.copy_(scores.view_as(self._first.scores))
 
     def observe(self) -> None:
         """Take the gradients of an optimizer step into scores that are running means."""

@@ -121,6 +121,7 @@ def test_a_model_is_pruned_while_it_is_distilled(tmp_path: Path, name: str, scor
         {"score": "random"},
         {"score": "taylor"},
         {"score": "l0"},
+        {"score": "wanda"},
         {"score": "magnitude"},
         {"score": "movement", "structure": ["ffn", "4x4"], "density": 0.5},
         {"score": "random", "structure": ["heads"], "density": 0.5},
@@ -175,6 +176,30 @@ def test_what_would_undo_the_pruning_is_refused(tmp_path: Path) -> None:
     best = {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"}
     with pytest.raises(InputError, match="--load_best_model_at_end"):
         prune(tmp_path, {"density": 0.3}, **best)
+
+
+@pytest.mark.parametrize("score", ["wanda", "taylor", "magnitude", "head_importance"])
+def test_one_shot_prunes_without_training(tmp_path: Path, score: Any) -> None:
+    """Prevents weights that a calibration trains, rows of another density, and a division by no steps."""
+    structure = "heads" if score == "head_importance" else "weights"
+    pruning = {"density": 0.5, "score": score, "structure": [structure], "schedule": "one_shot"}
+    trainer = prune(tmp_path, pruning, max_steps=-1, num_train_epochs=0)
+    names, dense = bake(trainer.model), dict(model().named_parameters())
+    assert trainer.state.global_step == 0
+    for name, tensor in trainer.model.named_parameters():
+        assert torch.equal(tensor, torch.where(tensor == 0, tensor, dense[name]))
+        if name in names and score == "wanda":
+            assert tensor.count_nonzero(1).unique().tolist() == [tensor.shape[1] // 2]
+        elif name in names and score != "head_importance":
+            assert tensor.count_nonzero() == tensor.numel() // 2
+    values = [name for name in names if name.endswith("value.weight")]
+    assert all(trainer.model.get_parameter(name).count_nonzero() == 16 * 8 for name in values)
+
+
+def test_one_shot_trains_what_is_left(tmp_path: Path) -> None:
+    """Prevents masks that are only made once the run is over."""
+    trainer = prune(tmp_path, {"density": 0.5, "score": "wanda", "schedule": "one_shot"}, logging_steps=1)
+    assert {line["density"] for line in trainer.state.log_history if "density" in line} == {0.5}
 
 
 def test_a_short_run_is_refused(tmp_path: Path) -> None:

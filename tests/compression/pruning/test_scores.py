@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunelle.compression.anatomy import dissect
-from prunelle.compression.pruning import CubicSchedule, Pruning
+from prunelle.compression.pruning import CubicSchedule, OneShotSchedule, Pruning
 
 SIZES = {
     "vocab_size": 40,
@@ -154,3 +154,80 @@ def test_gates_are_open_once_frozen_and_when_resumed_so() -> None:
     other.attach(tiny())
     other.load_state_dict(method.state_dict())
     assert all(mask.frozen for mask in other.masks.values())
+
+
+def padded(number: int) -> dict[str, Tensor]:
+    mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3, [1] * 2 + [0] * 5])
+    return batch(number) | {"attention_mask": mask}
+
+
+def gpt2() -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=40, n_positions=32, n_embd=16, n_layer=2, n_head=2, n_inner=24)
+    return transformers.GPT2LMHeadModel(config).double().eval()
+
+
+@pytest.mark.parametrize("make", [lambda: tiny().eval(), gpt2], ids=["Bert", "GPT2"])
+def test_wanda_is_weight_times_norm_of_input_row_by_row(make: Any) -> None:
+    """Prevents norms of padding, of one batch alone, or laid along the outputs; and rows of unequal density."""
+    model, plain = make(), make()
+    seen: dict[str, list[Tensor]] = {}
+    method = Pruning(OneShotSchedule(0.3), "wanda")
+    method.attach(model)
+    for group in method.groups:
+        name = group.group.name
+        plain.get_submodule(name).register_forward_pre_hook(
+            lambda module, inputs, name=name: seen.setdefault(name, []).append(inputs[0])
+        )
+    with pytest.raises(RuntimeError, match="call calibrate before the first step"):
+        method.step(0.0)
+
+    def run(samples: int, after_batch: Any) -> None:
+        for number in range(2):
+            model(**padded(number))
+
+    method.calibrate(model, run)
+    method.step(0.0)
+    method.finish()
+    for number in range(2):
+        plain(**padded(number))
+    for group in method.groups:
+        module = plain.get_submodule(group.group.name)
+        weight = module.weight if type(module) is nn.Linear else module.weight.T
+        shown = group.masks[f"{group.group.name}.weight"](torch.ones_like(module.weight))
+        shown = shown if type(module) is nn.Linear else shown.T
+        squares = torch.zeros(weight.shape[1], dtype=torch.double)
+        for inputs in seen[group.group.name]:
+            for example, length in zip(inputs.detach(), (7, 4, 2), strict=True):
+                for token in example[:length]:
+                    squares += token**2
+        for row, kept in zip(weight.detach().abs() * squares.sqrt(), shown, strict=True):
+            count = round(0.3 * len(row))
+            assert sorted(row.argsort(descending=True)[:count].tolist()) == kept.nonzero().flatten().tolist()
+
+
+def test_head_importance_is_the_gradient_of_a_gate_example_by_example() -> None:
+    """Prevents signs that cancel between examples, and layers whose gradients are larger from keeping all heads."""
+    model, plain = tiny().eval(), tiny().eval()
+    method = Pruning(OneShotSchedule(0.5), "head_importance", structure="heads", ranking="global")
+    method.attach(model)
+
+    def run(samples: int, after_batch: Any) -> None:
+        for number in range(2):
+            nn.functional.cross_entropy(model(**padded(number)).logits, LABELS).backward()
+
+    method.calibrate(model, run)
+    gates = [torch.ones(4, dtype=torch.double, requires_grad=True) for _ in range(2)]
+    for layer, gate in zip(plain.bert.encoder.layer, gates, strict=True):
+        layer.attention.output.dense.register_forward_pre_hook(
+            lambda module, inputs, gate=gate: (inputs[0] * gate.repeat_interleave(4),)
+        )
+    expected = torch.zeros(2, 4, dtype=torch.double)
+    for number in range(2):
+        for example in range(3):
+            one = {name: values[example : example + 1] for name, values in padded(number).items()}
+            loss = nn.functional.cross_entropy(plain(**one).logits, LABELS[example : example + 1])
+            expected += torch.stack(torch.autograd.grad(loss, gates)).abs()
+    expected /= expected.square().sum(1, keepdim=True).sqrt()
+    found = torch.stack([group.ranking() for group in method.groups])
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
