@@ -1,5 +1,6 @@
 """The distillation trainer: the same gradient however a batch is cut, terms by name, resume to the bit."""
 
+import json
 import os
 import subprocess
 import sys
@@ -388,33 +389,41 @@ def test_checkpointed_activations_give_the_same_gradient(tmp_path: Path) -> None
 
 
 TWO_PROCESSES = """
-import sys
+import json, sys
 from pathlib import Path
 from safetensors.torch import save_file
-from test_distillation import WITHOUT_LOGITS, narrow_pair, train
+from test_distillation import BY_TWO, CASES, train
 
-for name, flags in WITHOUT_LOGITS.items():
+for name, (masked_lm, models, flags) in CASES.items():
     folder = Path(sys.argv[1]) / name
-    trainer = train(folder, False, narrow_pair, per_device_train_batch_size=2, **flags)
+    trainer = train(folder, masked_lm, models, **BY_TWO | flags)
     assert trainer.accelerator.num_processes == 2
     learned = [*trainer.accelerator.unwrap_model(trainer.model).parameters(), *trainer.projections]
     tensors = {str(number): parameter.detach().clone() for number, parameter in enumerate(learned)}
     save_file(tensors, f"{folder}-{trainer.args.process_index}")
+    Path(f"{folder}.json").write_text(json.dumps(trainer.state.log_history))
 """
-WITHOUT_LOGITS: dict[str, dict[str, Any]] = {
-    "projected": {
-        **NO_LOGITS,
-        "hidden_mse_weight": 1.0,
-        "hidden_projection": "random",
-        "max_grad_norm": 1.0,
-        "learning_rate": 0.02,
-    },
-    "caught": {**NO_LOGITS, "relation_weight": 1.0, "learning_rate": 0.02},
+WITHOUT_LOGITS: dict[str, Any] = {**NO_LOGITS, "learning_rate": 0.02}
+BY_TWO: dict[str, Any] = {"per_device_train_batch_size": 2}
+CASES: dict[str, tuple[bool, Any, dict[str, Any]]] = {
+    "triple loss": (True, pair, {}),
+    "triple loss, all positions": (True, pair, {"distilled_positions": "all", "learning_rate": 0.02}),
+    "triple loss, accumulated": (True, pair, {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}),
+    "classes": (False, pair, {}),
+    "projected": (
+        False,
+        narrow_pair,
+        {**WITHOUT_LOGITS, "hidden_mse_weight": 1.0, "hidden_projection": "random", "max_grad_norm": 1.0},
+    ),
+    "caught": (False, narrow_pair, {**WITHOUT_LOGITS, "relation_weight": 1.0}),
 }
 
 
-def test_two_processes_without_logits_train_like_one(tmp_path: Path) -> None:
-    """Prevents projections that differ between processes, and DDP waiting for a head that no term reads."""
+def test_two_processes_train_like_one(tmp_path: Path) -> None:
+    """Prevents a process that averages over its own tokens, projections that differ, and DDP waiting for a head.
+
+    The processes' batches ask for uneven numbers of tokens. Without a term on logits no loss reads the head.
+    """
     (tmp_path / "two.py").write_text(TWO_PROCESSES)
     (tmp_path / "two").mkdir()
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path(__file__).parent)}
@@ -423,10 +432,15 @@ def test_two_processes_without_logits_train_like_one(tmp_path: Path) -> None:
         [*launcher, tmp_path / "two.py", tmp_path / "two"], capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0, done.stderr
-    for name, flags in WITHOUT_LOGITS.items():
-        one = train(tmp_path / "one", False, narrow_pair, per_device_train_batch_size=4, **flags)
+    alone: dict[str, Any] = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+    for name, (masked_lm, models, flags) in CASES.items():
+        one = train(tmp_path / "one", masked_lm, models, **flags | alone)
         expected = [*one.model.parameters(), *one.projections]
         for process in range(2):
             found = load_file(tmp_path / "two" / f"{name}-{process}")
             for number, parameter in enumerate(expected):
                 torch.testing.assert_close(found[f"{number}"], parameter.detach(), rtol=0, atol=1e-10)
+        curve = json.loads((tmp_path / "two" / f"{name}.json").read_text())
+        for ours, theirs in zip(curve[:-1], one.state.log_history[:-1], strict=True):
+            losses = {key: value for key, value in theirs.items() if key.startswith("loss")}
+            assert {key: ours[key] for key in losses} == pytest.approx(losses, rel=1e-5), name
