@@ -1,14 +1,13 @@
 """The flags of an export: which model, which files, and on which data they are calibrated and compared."""
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from prunelle.errors import InputError
 from prunelle.export.calibration import CALIBRATION_METHODS
 from prunelle.export.onnx import OPSET_VERSION
 from prunelle.export.quantization import INT4_BLOCK_SIZE, INT4_BLOCK_SIZES
 from prunelle.export.variants import VARIANTS
-from prunelle.tasks import DataArguments
+from prunelle.tasks import DataArguments, TaskName
 
 LOWEST_OPSET_VERSION = 18  # below it the exporter writes what it then has to convert, not always rightly
 
@@ -69,7 +68,7 @@ class ExportArguments:
 class ExportDataArguments(DataArguments):
     """The data of `DataArguments`, of which nothing must be given and a file to evaluate on is enough."""
 
-    task: Literal["text-classification", "masked-lm", "causal-lm"] | None = field(  # type: ignore[assignment]
+    task: TaskName | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "By default what the model's head is for."}
     )
 

@@ -8,6 +8,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -23,6 +24,7 @@ HEADS: dict[str, tuple[Any, str]] = {
     "ForSequenceClassification": (AutoModelForSequenceClassification, "text-classification"),
     "ForMaskedLM": (AutoModelForMaskedLM, "masked-lm"),
     "ForTokenClassification": (AutoModelForTokenClassification, "token-classification"),
+    "ForQuestionAnswering": (AutoModelForQuestionAnswering, "question-answering"),
     "ForCausalLM": (AutoModelForCausalLM, "causal-lm"),
     "LMHeadModel": (AutoModelForCausalLM, "causal-lm"),
 }

@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from prunelle.compression.record import versions
 from prunelle.errors import InputError
 from prunelle.export.candidates import Candidate, find_candidates
-from prunelle.export.evaluation import IGNORED, Evaluation, evaluate
+from prunelle.export.data import answers_of
+from prunelle.export.evaluation import IGNORED, Evaluation, ReadAnswers, evaluate
 from prunelle.export.footprint import Footprint, measure_footprint
 from prunelle.export.hardware import hardware
 from prunelle.export.inference import maximum_length
@@ -24,7 +25,7 @@ from prunelle.export.mcnemar import McNemar
 from prunelle.export.report import ModelReport, Report
 from prunelle.export.runner import Batch, Logits, Runner, TorchRunner
 from prunelle.export.weights import Weights
-from prunelle.tasks import TASKS, Classification, DataArguments, Task, TextClassification
+from prunelle.tasks import TASKS, Classification, DataArguments, QuestionAnswering, Task, TextClassification
 
 logger = logging.getLogger(__name__)
 
@@ -181,6 +182,7 @@ def compare(arguments: ComparisonArguments, recipe: dict[str, Any]) -> Compariso
         examples.batches(),
         task.compute_metrics,
         reference=contestants[0].aligned,
+        answers=examples.answers,
     )
     measured: dict[str, Any] = {
         "shapes": arguments.shapes,
@@ -249,21 +251,24 @@ def judge(
     reference: Evaluation,
     candidate: Evaluation,
     classes: Sequence[str] | None,
-    class_name: Callable[[int], str],
+    class_name: Callable[[Any], str],
     text: Callable[[int], str],
 ) -> Judgement:
     """Holds a candidate's predictions against the reference's, on the same examples."""
     true, before, after = reference.references, reference.predictions, candidate.predictions
-    test = McNemar(keep_in_memory=True).compute(predictions1=before, predictions2=after, references=true)
+    rights = [(evaluation.errors == 0).astype(np.int64) for evaluation in (reference, candidate)]
+    test = McNemar(keep_in_memory=True).compute(
+        predictions1=rights[0], predictions2=rights[1], references=np.ones_like(rights[0])
+    )
     changed = np.flatnonzero(before != after)
     surest = changed[np.argsort(-reference.margins[changed], kind="stable")]
     flips = [
         Flip(
             example=int(index) + 1,
             text=text(int(index)),
-            label=class_name(int(true[index])),
-            reference=class_name(int(before[index])),
-            candidate=class_name(int(after[index])),
+            label=class_name(true[index]),
+            reference=class_name(before[index]),
+            candidate=class_name(after[index]),
             reference_margin=float(reference.margins[index]),
             margin=float(candidate.margins[index]),
         )
@@ -364,9 +369,15 @@ class _Examples:
     def __init__(self, task: Task, arguments: ComparisonArguments, contestants: Sequence[_Contestant]) -> None:
         self.split = "test" if "test" in task.splits else "validation"
         self.source = getattr(arguments, f"{self.split}_file") or arguments.dataset_name or arguments.train_file
-        self.texts = task.splits[self.split]["text"] if isinstance(task, TextClassification) else None
+        rows = task.splits[self.split]
+        self.texts: Sequence[str] | None = None
+        if isinstance(task, TextClassification):
+            self.texts = rows["text"]
+        elif isinstance(task, QuestionAnswering):
+            self.texts = [f"{row['question']} {row['context']}" for row in rows]
         self.class_names = task.class_names if isinstance(task, Classification) else None
         self.tokenizer = contestants[0].tokenizer
+        self.answers: ReadAnswers | None = None
         self.rows: dict[str, Any] = {}
         self.loaders: dict[str, DataLoader[Any]] = {}
         for contestant in contestants:
@@ -374,6 +385,7 @@ class _Examples:
             if name not in self.rows:
                 encoded = task.encode(contestant.tokenizer)
                 self.rows[name] = encoded[self.split]
+                self.answers = answers_of(task, encoded)
                 collator = task.collator(contestant.tokenizer, encoded)
                 self.loaders[name] = DataLoader(
                     encoded[self.split], batch_size=arguments.per_device_eval_batch_size, collate_fn=collator
@@ -409,8 +421,11 @@ class _Examples:
                 f"{len(self.class_names)} classes"
             )
 
-    def class_name(self, number: int) -> str:
-        """A class, or a word of the vocabulary."""
+    def class_name(self, prediction: Any) -> str:
+        """A class, an answer, or a word of the vocabulary."""
+        if isinstance(prediction, str):
+            return prediction or "(no answer)"
+        number = int(prediction)
         if self.class_names is not None:
             return self.class_names[number]
         return self.tokenizer.decode([number])

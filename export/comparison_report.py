@@ -273,6 +273,7 @@ def _figures_table(cells: Sequence[Sequence[str]]) -> Markup:
 
 def _bubbles(comparison: Comparison) -> Markup:
     rows = comparison.report.models
+    metric = next(name for name in ("accuracy", *rows[0].metrics) if name in rows[0].metrics)
     return tag(
         "div",
         *(
@@ -280,7 +281,8 @@ def _bubbles(comparison: Comparison) -> Markup:
                 "figure",
                 tag("figcaption", f"{shape} (batch x tokens)"),
                 pictures.bubbles(
-                    [row.metrics["accuracy"] for row in rows],
+                    metric.replace("_", " "),
+                    [row.metrics[metric] for row in rows],
                     [row.latency_ms[shape].p50 for row in rows],
                     [row.size_bytes for row in rows],
                 ),

@@ -2,14 +2,16 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from prunelle.errors import InputError
 from prunelle.export.arguments import ExportArguments, ExportDataArguments
 from prunelle.export.calibration import calibration_batches
 from prunelle.export.checkpoint import Checkpoint
+from prunelle.export.evaluation import ReadAnswers
 from prunelle.export.inference import maximum_length
 from prunelle.export.runner import Batch
-from prunelle.tasks import TASKS, Task
+from prunelle.tasks import TASKS, QuestionAnswering, Task
 from prunelle.tasks.loading import find_column, read_file
 from prunelle.tasks.text_classification import TEXT_NAMES
 
@@ -31,6 +33,14 @@ def task_of(checkpoint: Checkpoint, data: ExportDataArguments, seed: int) -> Tas
     task = TASKS[checkpoint.task](data, seed)
     task.adopt(checkpoint.model.config, checkpoint.name)
     return task
+
+
+def answers_of(task: Task, encoded: dict[str, Any]) -> ReadAnswers | None:
+    """How the test (or validation) split's answers are read from logits, where the task is to answer questions."""
+    if not isinstance(task, QuestionAnswering):
+        return None
+    split = "test" if "test" in encoded else "validation"
+    return lambda logits: task.answers(logits, encoded[split], split)
 
 
 def calibration_of(

@@ -11,10 +11,12 @@ from torch.nn import functional
 
 from prunelle.errors import InputError
 from prunelle.export.runner import Batch, Logits, Runner
+from prunelle.tasks import Answers
 
 IGNORED = -100  # the label of a position that is not scored, as everywhere in the field
 
-ComputeMetrics = Callable[[NDArray[np.int64], NDArray[np.int64]], Mapping[str, float]]
+ComputeMetrics = Callable[[Any, Any], Mapping[str, float]]
+ReadAnswers = Callable[[Logits], Answers]
 
 
 @dataclass
@@ -23,21 +25,23 @@ class Evaluation:
 
     Attributes:
         metrics: what `compute_metrics` gave, and `loss`, the mean cross-entropy in nats.
-        flips: how many predicted classes differ from the reference model's.
+        flips: how many predictions differ from the reference model's.
         total: how many predictions there were.
         max_abs_logit_difference: the largest difference of a logit from the reference model's.
-        predictions: (total,) the predicted classes.
+        predictions: (total,) the predicted classes, or the answers as text.
         margins: (total,) how sure each prediction was, from 0 to 1: its probability less the next one's.
-        references: (total,) the true classes.
+        references: (total,) the true classes, or the right answers, one beside the other.
+        errors: (total,) 0 for what is right, 1 for what is not.
     """
 
     metrics: dict[str, float]
     flips: int
     total: int
     max_abs_logit_difference: float
-    predictions: NDArray[np.int64]
+    predictions: NDArray[Any]
     margins: NDArray[np.float64]
-    references: NDArray[np.int64]
+    references: NDArray[Any]
+    errors: NDArray[np.float64]
 
 
 def evaluate(
@@ -46,8 +50,9 @@ def evaluate(
     compute_metrics: ComputeMetrics,
     *,
     reference: Runner,
+    answers: ReadAnswers | None = None,
 ) -> list[Evaluation]:
-    """Runs all models batch by batch over the same data, once, and keeps predictions, never logits.
+    """Runs all models batch by batch over the same data, once, and keeps predictions, not logits.
 
     Args:
         runners: the models, `reference` among them.
@@ -55,8 +60,11 @@ def evaluate(
             or (batch, length). Positions labelled -100 are left out. Position i of the labels is scored
             against position i of the logits: a causal model's labels must be shifted beforehand.
         compute_metrics: predictions and references to named figures, both of the labels' shape over all batches:
-            (examples,), or (examples, length) with -100 where nothing is scored.
+            (examples,), or (examples, length) with -100 where nothing is scored; or texts and lists of texts, where
+            `answers` are read.
         reference: the model that flips and logit differences are counted against.
+        answers: reads (windows, 2, length) logits as the answers to questions. Logits are kept for it, and the labels
+            of each window are two, the tokens where the answer starts and ends.
 
     Raises:
         InputError: no labels, labels that are not class numbers of the models, or logits of other shapes.
@@ -72,12 +80,16 @@ def evaluate(
         reference_logits: Logits | None = None
         for runner, tally in ordered:
             logits = runner(batch)
+            if answers is not None:
+                logits = logits.swapaxes(1, 2)
             if logits.shape[:-1] != labels.shape:
                 raise InputError(
                     f"{runner.name} gives logits of shape {logits.shape} for labels of shape {labels.shape}"
                 )
             if kept_labels.size and not 0 <= kept_labels.min() <= kept_labels.max() < logits.shape[-1]:
                 raise InputError(f"a label is not among the {logits.shape[-1]} classes of {runner.name}")
+            if answers is not None:
+                tally.logits.append(logits)
             kept_logits = logits[scored]
             del logits  # (batch, length, vocabulary) can take a quarter of a gigabyte
             if reference_logits is None:
@@ -91,7 +103,11 @@ def evaluate(
     every = _stacked(references)
     if not (every != IGNORED).any():
         raise InputError("the evaluation data holds no labelled example")
-    return [tally.close(every, compute_metrics) for tally in tallies]
+    results = [tally.close(every, compute_metrics, answers) for tally in tallies]
+    (original,) = (result for result, runner in zip(results, runners, strict=True) if runner is reference)
+    for result in results:
+        result.flips = int((result.predictions != original.predictions).sum())
+    return results
 
 
 @dataclass
@@ -100,40 +116,56 @@ class _Tally:
 
     predictions: list[NDArray[np.int64]] = field(default_factory=list)
     margins: list[NDArray[np.float64]] = field(default_factory=list)
+    logits: list[Logits] = field(default_factory=list)
     cross_entropy: float = 0.0
-    flips: int = 0
     difference: float = 0.0
 
     def add(self, logits: Logits, reference: Logits, labels: NDArray[np.int64]) -> None:
         if not labels.size:
             return
-        predictions = logits.argmax(-1)
-        self.predictions.append(predictions)
+        self.predictions.append(logits.argmax(-1))
         self.margins.append(_margins(logits))
-        self.flips += int((predictions != reference.argmax(-1)).sum())
         # np.maximum keeps a NaN, where Python's max would lose it.
         self.difference = float(np.maximum(self.difference, np.abs(logits - reference).max()))
         self.cross_entropy += functional.cross_entropy(
             torch.from_numpy(logits), torch.from_numpy(labels), reduction="sum"
         ).item()
 
-    def close(self, labels: NDArray[np.int64], compute_metrics: ComputeMetrics) -> Evaluation:
+    def close(
+        self, labels: NDArray[np.int64], compute_metrics: ComputeMetrics, answers: ReadAnswers | None
+    ) -> Evaluation:
+        loss = self.cross_entropy / (labels != IGNORED).sum()
+        if answers is not None:
+            return self._close_answers(answers(np.concatenate(self.logits)), compute_metrics, loss)
         predictions, references = np.concatenate(self.predictions), labels[labels != IGNORED]
         shaped = labels.copy()
         shaped[labels != IGNORED] = predictions  # kept row by row, so they come back in their order
-        metrics = compute_metrics(shaped, labels)
         return Evaluation(
-            metrics={
-                **{name: float(value) for name, value in metrics.items()},
-                "loss": self.cross_entropy / references.size,
-            },
-            flips=self.flips,
+            metrics=_named(compute_metrics(shaped, labels), loss),
+            flips=0,
             total=references.size,
             max_abs_logit_difference=self.difference,
             predictions=predictions,
             margins=np.concatenate(self.margins),
             references=references,
+            errors=(predictions != references).astype(np.float64),
         )
+
+    def _close_answers(self, found: Answers, compute_metrics: ComputeMetrics, loss: float) -> Evaluation:
+        return Evaluation(
+            metrics=_named(compute_metrics(found.texts, found.references), loss),
+            flips=0,
+            total=len(found.texts),
+            max_abs_logit_difference=self.difference,
+            predictions=np.array(found.texts, dtype=object),
+            margins=found.margins,
+            references=np.array([" / ".join(right) for right in found.references], dtype=object),
+            errors=1.0 - found.matches,
+        )
+
+
+def _named(metrics: Mapping[str, float], loss: float) -> dict[str, float]:
+    return {**{name: float(value) for name, value in metrics.items()}, "loss": float(loss)}
 
 
 def _stacked(batches: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:

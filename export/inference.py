@@ -1,4 +1,4 @@
-"""A model as it is deployed: evaluation mode, on the CPU, in float32, with one tensor out."""
+"""A model as it is deployed: evaluation mode, on the CPU, in float32, with nothing but logits out."""
 
 import inspect
 from collections.abc import Iterator
@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from prunelle.errors import InputError
+from prunelle.tasks import answers_questions
 
 INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
+OUTPUTS = ("logits",)
+ANSWER_OUTPUTS = ("start_logits", "end_logits")
 
 
 class ExportError(InputError):
@@ -29,6 +32,11 @@ def model_input_names(model: nn.Module) -> tuple[str, ...]:
         raise InputError(f"{type(model).__name__} takes no input_ids: only text models can be exported")
     types = getattr(getattr(model, "config", None), "type_vocab_size", None) or 0
     return tuple(name for name in INPUT_NAMES if name in taken and (name != "token_type_ids" or types > 1))
+
+
+def output_names(model: nn.Module) -> tuple[str, ...]:
+    """What the model's logits are called: two tensors where an answer's start and end are asked, as everywhere."""
+    return ANSWER_OUTPUTS if answers_questions(model) else OUTPUTS
 
 
 def maximum_length(model: nn.Module, default: int = 512) -> int:
@@ -87,8 +95,8 @@ class LogitsOnly(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-    ) -> Tensor:
-        """input_ids, attention_mask, token_type_ids: (batch, length) int64. Returns the logits."""
+    ) -> tuple[Tensor, ...]:
+        """input_ids, attention_mask, token_type_ids: (batch, length) int64. Returns what `output_names` names."""
         inputs: dict[str, Any] = {"input_ids": input_ids}
         if attention_mask is not None:
             inputs["attention_mask"] = attention_mask
@@ -98,4 +106,5 @@ class LogitsOnly(nn.Module):
             inputs["position_ids"] = torch.arange(input_ids.shape[1]).expand(input_ids.shape)
         if "use_cache" in self.taken:
             inputs["use_cache"] = False
-        return self.model(**inputs).logits
+        outputs = self.model(**inputs)
+        return tuple(outputs[name] for name in (ANSWER_OUTPUTS if "start_logits" in outputs else OUTPUTS))

@@ -15,7 +15,7 @@ from onnx import ModelProto, numpy_helper
 from torch import nn
 
 from prunelle.export.files import published_when_done
-from prunelle.export.inference import ExportError, LogitsOnly, deployed, model_input_names
+from prunelle.export.inference import ExportError, LogitsOnly, deployed, model_input_names, output_names
 from prunelle.export.verification import verify_onnx
 
 # From this opset on attention is one standard operator. Below it becomes a chain of Where, IsNaN, Softmax
@@ -34,7 +34,8 @@ def export_onnx(
 
     The file's inputs are those of `input_names`, (batch_size, sequence_length) int64, both free, a batch
     of one and a length of one included. Its one output is `logits`: (batch_size, classes) of a sequence
-    classifier, (batch_size, sequence_length, vocabulary) of a language model (without a cache). The model
+    classifier, (batch_size, sequence_length, vocabulary) of a language model (without a cache); of a question
+    answerer there are two, `start_logits` and `end_logits`, (batch_size, sequence_length). The model
     itself comes back as it was: mode, device, precision and attention implementation.
 
     Nothing is left at `output_file` that failed a check; an older file stays until the new one is whole.
@@ -82,7 +83,7 @@ def _trace(model: nn.Module, names: Sequence[str], opset_version: int) -> ModelP
                 opset_version=opset_version,
                 dynamic_shapes={name: axes for name in names},
                 input_names=list(names),
-                output_names=["logits"],
+                output_names=list(output_names(model)),
                 verbose=False,
             )
         except Exception as error:

@@ -28,13 +28,13 @@ def colour(index: int) -> str:
     return COLOURS[index % len(COLOURS)]
 
 
-def bubbles(accuracies: Sequence[float], milliseconds: Sequence[float], sizes: Sequence[int]) -> Markup:
-    """Accuracy over latency, one bubble a model, its area in proportion to its size on disk.
+def bubbles(metric: str, values: Sequence[float], milliseconds: Sequence[float], sizes: Sequence[int]) -> Markup:
+    """A metric, such as accuracy, over latency, one bubble a model, its area in proportion to its size on disk.
 
     Latency is drawn on a logarithmic scale, where equal steps are equal speed-ups.
     """
     width, height, left, right, top, bottom = 340, 250, 52, 16, 18, 42
-    low, high = _padded(accuracies, share=0.25, least=0.01)
+    low, high = _padded(values, share=0.25, least=0.01)
     fastest, slowest = min(milliseconds) / 1.35, max(milliseconds) * 1.35
     across = _scale(math.log(fastest), math.log(slowest), left, width - right)
     up = _scale(low, high, height - bottom, top)
@@ -42,17 +42,17 @@ def bubbles(accuracies: Sequence[float], milliseconds: Sequence[float], sizes: S
         *_horizontal_grid(_ticks(low, high, 5), up, left, width - right),
         *_vertical_ticks(_log_ticks(fastest, slowest), lambda value: across(math.log(value)), height - bottom, top),
         _text(left + (width - left - right) / 2, height - 8, "ms a call (median, logarithmic)", text_anchor="middle"),
-        _text(4, 11, "accuracy"),
+        _text(4, 11, metric),
     ]
     largest = max(sizes)
     order = sorted(range(len(sizes)), key=lambda index: -sizes[index])  # small ones on top of large ones
     for index in order:
         x, y, radius = (
             across(math.log(milliseconds[index])),
-            up(accuracies[index]),
+            up(values[index]),
             20 * (sizes[index] / largest) ** 0.5,
         )
-        title = f"accuracy {accuracies[index]:.4f}, {milliseconds[index]:.2f} ms, {sizes[index] / 1e6:.1f} MB"
+        title = f"{metric} {values[index]:.4f}, {milliseconds[index]:.2f} ms, {sizes[index] / 1e6:.1f} MB"
         parts.append(
             tag(
                 "g",

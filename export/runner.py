@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from prunelle.errors import InputError
-from prunelle.export.inference import INPUT_NAMES, LogitsOnly, model_input_names
+from prunelle.export.inference import ANSWER_OUTPUTS, INPUT_NAMES, OUTPUTS, LogitsOnly, model_input_names
 
 Batch = Mapping[str, Any]  # names to (batch, length) tensors of PyTorch or numpy
 Logits = NDArray[np.float32]
@@ -40,6 +40,8 @@ class Runner(ABC):
     @abstractmethod
     def __call__(self, batch: Batch) -> Logits:
         """batch: (batch, length) int64 tensors by name. Returns (batch, …, classes) float32 logits.
+
+        Where an answer's start and end are asked: (batch, length, 2), of each token as the one and as the other.
 
         Raises InputError when the batch lacks a tensor that the model needs.
         """
@@ -74,7 +76,7 @@ class TorchRunner(Runner):
         self.size_bytes = sum(file.stat().st_size for file in files) or _bytes_of_weights(model)
         self.input_names = ("input_ids",)
         self._usable = model_input_names(model)
-        self._logits: Callable[..., Tensor] = LogitsOnly(model)
+        self._logits: Callable[..., tuple[Tensor, ...]] = LogitsOnly(model)
         if compiled:
             self._logits = torch.compile(self._logits)
 
@@ -82,7 +84,7 @@ class TorchRunner(Runner):
         self._check(batch)
         inputs = {name: torch.as_tensor(batch[name]) for name in self._usable if name in batch}
         with torch.inference_mode():
-            return self._logits(**inputs).float().numpy()
+            return _joined([tensor.float().numpy() for tensor in self._logits(**inputs)])
 
 
 class OnnxRunner(Runner):
@@ -114,15 +116,22 @@ class OnnxRunner(Runner):
                 f"{file} takes {', '.join(unknown)}, but a text gives only {', '.join(INPUT_NAMES)} (int64)"
             )
         outputs = [tensor.name for tensor in self._session.get_outputs()]
-        if "logits" not in outputs:
+        known = [names for names in (OUTPUTS, ANSWER_OUTPUTS) if set(names) <= set(outputs)]
+        if not known:
             raise InputError(f"{file} gives {', '.join(outputs)} and no logits")
+        self._outputs = known[0]
         self.size_bytes = file.stat().st_size
         self.input_names = tuple(inputs)
 
     def __call__(self, batch: Batch) -> Logits:
         self._check(batch)
-        (logits,) = self._session.run(["logits"], {name: np.asarray(batch[name]) for name in self.input_names})
-        return logits.astype(np.float32, copy=False)  # a file in half precision gives half precision
+        outputs = self._session.run(self._outputs, {name: np.asarray(batch[name]) for name in self.input_names})
+        # A file in half precision gives half precision.
+        return _joined([logits.astype(np.float32, copy=False) for logits in outputs])
+
+
+def _joined(outputs: list[Logits]) -> Logits:
+    return outputs[0] if len(outputs) == 1 else np.stack(outputs, axis=-1)
 
 
 def _bytes_of_weights(model: nn.Module) -> int:

@@ -12,6 +12,7 @@ from prunelle.compression.quantization import QuantizationPlan
 from prunelle.compression.record import write_record
 from prunelle.compression.shapes import layer_shapes
 from prunelle.export import export_and_report, report_on_sequences
+from prunelle.export.data import answers_of
 from prunelle.tasks import Task
 from prunelle.trainers import CompressionTrainer
 from prunelle.trainers.finetuning import save_model
@@ -55,7 +56,8 @@ def close(
         collate_fn=collator,
     )
     model = trainer.accelerator.unwrap_model(trainer.model)
-    measure = report_on_sequences if model.config.is_encoder_decoder else partial(export_and_report, plan=plan)
+    export = partial(export_and_report, plan=plan, answers=answers_of(task, encoded))
+    measure = report_on_sequences if model.config.is_encoder_decoder else export
     report = measure(
         model,
         trainer.processing_class,

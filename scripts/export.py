@@ -15,7 +15,7 @@ from prunelle.cli import parse, run
 from prunelle.compression.record import read_record, write_record
 from prunelle.export import export_variants, load_checkpoint, new_folder, report_on
 from prunelle.export.arguments import ExportArguments, ExportDataArguments
-from prunelle.export.data import calibration_of, task_of
+from prunelle.export.data import answers_of, calibration_of, task_of
 from prunelle.launch import start_logging
 
 ARGUMENTS = (ExportArguments, ExportDataArguments)
@@ -65,6 +65,7 @@ def main(argv: Sequence[str]) -> None:
                 checkpoint.tokenizer,
                 batches=examples,
                 compute_metrics=task.compute_metrics,
+                answers=answers_of(task, encoded),
                 folder=checkpoint.folder,
                 latency_seconds=arguments.latency_seconds,
             )

@@ -7,14 +7,21 @@ from prunelle.errors import InputError
 
 BUILTIN_PREFIX = "builtin:"
 
+TaskName = Literal[
+    "text-classification",
+    "token-classification",
+    "question-answering",
+    "masked-lm",
+    "causal-lm",
+    "sequence-to-sequence",
+]
+
 
 @dataclass
 class DataArguments:
     """What is learned, and from which data."""
 
-    task: Literal["text-classification", "token-classification", "masked-lm", "causal-lm", "sequence-to-sequence"] = (
-        field(default="text-classification", metadata={"help": "What the model learns to predict."})
-    )
+    task: TaskName = field(default="text-classification", metadata={"help": "What the model learns to predict."})
     dataset_name: str | None = field(
         default=None,
         metadata={
@@ -34,10 +41,12 @@ class DataArguments:
         default=None, metadata={"help": "Like --train_file; the closing table is measured on it where it is given."}
     )
     text_column_name: str | None = field(
-        default=None, metadata={"help": "By default found: text, sentence, …, or tokens, words (token-classification)."}
+        default=None,
+        metadata={"help": "By default found: text, sentence, …, tokens, words, …, or context (question-answering)."},
     )
+    question_column_name: str | None = field(default=None, metadata={"help": "By default found: question or query."})
     label_column_name: str | None = field(
-        default=None, metadata={"help": "By default found: label, labels, class, …, or ner_tags, tags, …"}
+        default=None, metadata={"help": "By default found: label, labels, class, …, ner_tags, tags, …, or answers."}
     )
     target_column_name: str | None = field(
         default=None, metadata={"help": "By default found: target, summary, … (sequence-to-sequence)."}
@@ -57,6 +66,12 @@ class DataArguments:
     max_train_samples: int | None = field(default=None, metadata={"help": "Keep the first examples only."})
     max_eval_samples: int | None = field(
         default=None, metadata={"help": "Keep the first examples of validation and test only."}
+    )
+    doc_stride: int = field(
+        default=32, metadata={"help": "Tokens by which the windows of a long context overlap (question-answering)."}
+    )
+    max_answer_length: int = field(
+        default=30, metadata={"help": "Tokens of the longest answer to predict (question-answering)."}
     )
     mlm_probability: float = field(default=0.15, metadata={"help": "Share of tokens to predict (masked-lm)."})
     mask_frequency_exponent: float = field(
@@ -87,6 +102,10 @@ class DataArguments:
             raise InputError(f"--mlm_probability {self.mlm_probability} must lie between 0 and 1")
         if self.mask_frequency_exponent < 0:
             raise InputError(f"--mask_frequency_exponent {self.mask_frequency_exponent} must not be negative")
+        if self.doc_stride < 0:
+            raise InputError(f"--doc_stride {self.doc_stride} must not be negative")
+        if self.max_answer_length < 1:
+            raise InputError(f"--max_answer_length {self.max_answer_length} leaves no answer; give at least 1")
         for name in ("max_train_samples", "max_eval_samples"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -154,6 +154,8 @@ def fingerprint(splits: dict[str, Any], arguments: DataArguments, unlabeled: boo
     digest.update(repr(prepared).encode())
     if arguments.static_masking:
         digest.update(b"static_masking")
+    if arguments.task == "question-answering":
+        digest.update(repr(arguments.doc_stride).encode())
     if arguments.task == "sequence-to-sequence":
         digest.update(repr((arguments.max_target_length, arguments.source_prefix)).encode())
     return digest.hexdigest()[:16]

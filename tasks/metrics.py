@@ -1,6 +1,8 @@
 """Metrics as local `evaluate` modules: `evaluate.load` would ask the hub for them."""
 
 import re
+import string
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -102,6 +104,45 @@ class ExactMatch(evaluate.Metric):
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         equal = [text.strip() == true.strip() for text, true in zip(predictions, references, strict=True)]
         return {"exact_match": float(np.mean(equal))}
+
+
+class AnswerMatch(evaluate.Metric):
+    """Share of answers that match a reference exactly, and mean F1 of their words, from 0 to 1.
+
+    As SQuAD counts (arXiv:1606.05250): case, punctuation, articles and white space do not matter, and of several
+    references the nearest counts. Where there is none, "" is right (arXiv:1806.03822). Predictions are texts,
+    references lists of texts.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        text = datasets.Value("string")
+        features = datasets.Features({"predictions": text, "references": datasets.List(text)})
+        return evaluate.MetricInfo(description=self.__doc__, citation="", features=features)
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        pairs = list(zip(predictions, references, strict=True))
+        return {
+            "exact_match": float(np.mean([matches(*pair) for pair in pairs])),
+            "f1": float(np.mean([max(_answer_f1(answer, text) for text in right or [""]) for answer, right in pairs])),
+        }
+
+
+def matches(answer: str, references: list[str]) -> bool:
+    """Whether an answer is right, as `AnswerMatch` counts."""
+    return any(_answer_words(answer) == _answer_words(reference) for reference in references or [""])
+
+
+def _answer_words(answer: str) -> list[str]:
+    """An answer's words, without case, punctuation and articles."""
+    plain = "".join(character for character in answer.lower() if character not in string.punctuation)
+    return [word for word in plain.split() if word not in ("a", "an", "the")]
+
+
+def _answer_f1(answer: str, reference: str) -> float:
+    ours, theirs = _answer_words(answer), _answer_words(reference)
+    if not ours or not theirs:
+        return float(ours == theirs)
+    return 2 * sum((Counter(ours) & Counter(theirs)).values()) / (len(ours) + len(theirs))
 
 
 def compute(metrics: list[type[evaluate.Metric]], predictions: Any, references: Any) -> dict[str, float]:

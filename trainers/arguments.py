@@ -13,11 +13,15 @@ RELATIONS = ("attention", "query", "key", "value")
 
 @dataclass
 class FinetuningArguments(TrainingArguments):
-    """`transformers.TrainingArguments`, with logs in TensorBoard unless told otherwise."""
+    """`transformers.TrainingArguments`, with logs in TensorBoard unless told otherwise, and every task's labels."""
 
     # HfArgumentParser reads unions from the left and fails where None comes last.
     report_to: None | str | list[str] = field(  # noqa: RUF036
         default="tensorboard", metadata={"help": "Where logs go beside the console: tensorboard, wandb, …, or none."}
+    )
+    # The Trainer would look for start_positions and end_positions where a question is answered.
+    label_names: list[str] | None = field(
+        default_factory=lambda: ["labels"], metadata={"help": "The columns that hold labels."}
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from prunelle.errors import InputError
+from prunelle.tasks import answers_questions, choices
 
 
 class Ensemble(nn.Module):
@@ -71,7 +72,11 @@ class Ensemble(nn.Module):
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         first, *others = self.teachers
         outputs = first(**_taken(first, inputs), **first_alone)
-        outputs.logits = self._mean([outputs.logits, *(other(**_taken(other, inputs)).logits for other in others)])
+        mean = self._mean([choices(outputs), *(choices(other(**_taken(other, inputs))) for other in others)])
+        if answers_questions(first):
+            outputs.start_logits, outputs.end_logits = mean.unbind(1)
+        else:
+            outputs.logits = mean
         return outputs
 
     def _mean(self, logits: Sequence[Tensor]) -> Tensor:
@@ -111,6 +116,8 @@ def _class_order(teacher: PreTrainedModel, first: PreTrainedModel) -> list[int] 
                 f"the teacher {ours.name_or_path} has {ours.vocab_size} tokens and {theirs.name_or_path} "
                 f"{theirs.vocab_size}: all must read the same token ids"
             )
+        return None
+    if answers_questions(first):
         return None
     names, wanted = class_names(ours), class_names(theirs)
     if ours.num_labels == theirs.num_labels and (names is None or wanted is None or names == wanted):

@@ -15,7 +15,7 @@ from transformers import Trainer
 from prunelle.compression.record import fingerprint, read_record, write_record
 from prunelle.errors import InputError
 from prunelle.losses import HardLabelLoss
-from prunelle.tasks import Task
+from prunelle.tasks import QuestionAnswering, Task, choices
 from prunelle.trainers.arguments import DistillationArguments, FinetuningArguments
 from prunelle.trainers.ensemble import Ensemble, members
 from prunelle.trainers.models import LoadedModel, TeacherStudentArguments, load_model, load_or_start, trim_vocabularies
@@ -54,11 +54,16 @@ def trainer_data(task: Task, tokenizer: Tokenizer, encoded: dict[str, Any]) -> d
     It trains on what is unlabeled too, where `encoded` has that.
     """
 
-    def predicted_classes(logits: Any, labels: Any) -> torch.Tensor:
+    def predicted(logits: Any, labels: Any) -> torch.Tensor:
         # The Trainer keeps what this returns of every batch: classes, not logits over a vocabulary.
+        if isinstance(task, QuestionAnswering):  # an answer is found among all windows of an example
+            return torch.stack(logits[:2], dim=1) if isinstance(logits, tuple) else logits
         return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
 
     def compute_metrics(evaluation: Any) -> dict[str, float]:
+        if isinstance(task, QuestionAnswering):
+            answers = task.answers(evaluation.predictions, encoded["validation"], "validation")
+            return task.compute_metrics(answers.texts, answers.references)
         return task.compute_metrics(evaluation.predictions, evaluation.label_ids)
 
     train, unlabeled = encoded["train"], encoded.get("unlabeled")
@@ -67,7 +72,7 @@ def trainer_data(task: Task, tokenizer: Tokenizer, encoded: dict[str, Any]) -> d
         "eval_dataset": encoded["validation"],
         "data_collator": task.collator(tokenizer, encoded),
         "processing_class": tokenizer,
-        "preprocess_logits_for_metrics": predicted_classes,
+        "preprocess_logits_for_metrics": predicted,
         "compute_metrics": compute_metrics,
     }
 
@@ -78,7 +83,7 @@ def hard_label_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any 
     The classifiers' own loss is a mean over one micro-batch, which the Trainer then takes for a share of the whole:
     accumulated steps and processes would multiply it.
     """
-    return HardLabelLoss()(outputs.logits.flatten(0, -2), labels.flatten(), num_items_in_batch)
+    return HardLabelLoss()(choices(outputs).flatten(0, -2), labels.flatten(), num_items_in_batch)
 
 
 def save_model(trainer: Trainer, folder: Path) -> None:

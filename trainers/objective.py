@@ -26,6 +26,7 @@ from prunelle.losses import (
     SoftTargetLoss,
     TopKTargetLoss,
 )
+from prunelle.tasks import answers_questions, choices
 from prunelle.trainers.arguments import DistillationArguments
 from prunelle.trainers.attention import SelfAttention, attends_by_products, catch, find_attention
 from prunelle.trainers.ensemble import class_names, members
@@ -164,11 +165,11 @@ class Objective(nn.Module):
             outputs = model(**features, **hidden)
         # An encoder-decoder's are those of its decoder: there its logits stand.
         states = outputs.get("decoder_hidden_states") or outputs.get("hidden_states") or ()
-        return Outputs(outputs.logits, states, vectors)
+        return Outputs(choices(outputs), states, vectors)
 
 
 def _rows(logits: Tensor, positions: Tensor) -> Tensor:
-    """(rows, classes) of (batch, classes) or (batch, tokens, classes)."""
+    """(rows, classes) of what `tasks.choices` gives."""
     return logits.flatten(0, -2).index_select(0, positions)
 
 
@@ -310,6 +311,10 @@ def _check_same_classes(student: PreTrainedModel, teacher: PreTrainedModel, argu
             f"the student's vocabulary has {ours.vocab_size} tokens and the teacher's {theirs.vocab_size}: "
             "both must read the same token ids"
         )
+    if answers_questions(student):
+        if arguments.soft_target_weight and arguments.soft_target_loss == "top_k":
+            raise InputError("--soft_target_loss top_k is for many classes: an answer is one of a window's few tokens")
+        return
     is_language_model = student.get_output_embeddings() is not None
     if not is_language_model and ours.num_labels != theirs.num_labels:
         raise InputError(f"the student has {ours.num_labels} classes and the teacher {theirs.num_labels}")

@@ -18,8 +18,8 @@ class Batch:
     """What a batch asks for beside the models' inputs.
 
     Args:
-        labels: (batch,) classes, -100 for unlabeled examples; or (batch, tokens) token ids, -100 where nothing is
-            asked.
+        labels: (batch,) classes, -100 for unlabeled examples; (batch, tokens) a class each, -100 where nothing is
+            asked; or (batch, 2) the tokens where an answer starts and ends.
         attention_mask: (batch, tokens), 1 for attended tokens.
     """
 
@@ -88,7 +88,7 @@ class Term(nn.Module):
 
 
 class SoftTargetTerm(Term):
-    """The teacher's distribution: of each example, or at the labelled or all attended ones of its tokens."""
+    """The teacher's distribution: of each example's choices, or at the labelled or all attended ones of its tokens."""
 
     needs_logits = True
 

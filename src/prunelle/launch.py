@@ -25,7 +25,7 @@ def start(arguments: TrainingArguments, data: DataArguments) -> None:
 
     Raises:
         InputError: The output folder is not empty (and no checkpoint in it is resumed), the processes
-            started do not know of each other, or the run would have no end.
+            started do not know of each other, the run would have no end, or windows would lose their order.
     """
     start_logging()
     # The Trainer pins memory unless told not to, and torch tells everyone without a GPU on every epoch.
@@ -34,6 +34,11 @@ def start(arguments: TrainingArguments, data: DataArguments) -> None:
     check_output_dir(arguments)
     if data.streaming and arguments.max_steps < 1:
         raise InputError("a stream has no epochs: give --max_steps with --streaming")
+    if data.task == "question-answering" and arguments.train_sampling_strategy == "group_by_length":
+        raise InputError(
+            "--train_sampling_strategy group_by_length would mix up the windows of a context, which are all of one "
+            "length: leave it out with --task question-answering"
+        )
     set_seed(arguments.seed)
 
 

@@ -20,7 +20,8 @@ EVIL = "<script>alert(1)</script>"
 
 def evaluation(predictions, references, margins=None):
     margins = np.linspace(0.1, 0.9, len(references)) if margins is None else np.array(margins)
-    return Evaluation({"accuracy": 0.5}, 0, len(references), 0.0, np.array(predictions), margins, np.array(references))
+    predicted, true = np.array(predictions), np.array(references)
+    return Evaluation({"accuracy": 0.5}, 0, len(true), 0.0, predicted, margins, true, (predicted != true).astype(float))
 
 
 def test_a_candidate_is_judged_by_hand():

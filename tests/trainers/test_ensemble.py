@@ -109,7 +109,8 @@ def test_each_teacher_gets_what_it_takes_and_the_first_is_looked_into() -> None:
     outputs = both(TOKENS, torch.ones_like(TOKENS), torch.zeros_like(TOKENS), output_hidden_states=True)
     assert [state.shape for state in outputs.hidden_states] == [(2, 6, 16)] * 2
     # As the report runs it.
-    torch.testing.assert_close(LogitsOnly(both)(TOKENS), logits(both))
+    (alone,) = LogitsOnly(both)(TOKENS)
+    torch.testing.assert_close(alone, logits(both))
 
 
 def test_an_ensemble_is_heard_through_the_command_line(
