@@ -17,6 +17,7 @@ class CompressionMethod:
         optimizer = AdamW([{"params": weights}, *method.parameter_groups()])
         method.start(steps)
         method.calibrate(model, run)
+        method.step(0.0)
         for number, batch in enumerate(batches):
             (loss(model, batch) + method.penalty()).backward()
             method.observe()

@@ -15,7 +15,7 @@ from prunelle.export.latency import SHAPES, Latency, measure_latency
 from prunelle.export.onnx import OPSET_VERSION
 from prunelle.export.report import ModelReport, Report
 from prunelle.export.runner import Batch, OnnxRunner, Runner, TorchRunner
-from prunelle.export.variants import VARIANTS, export_variants
+from prunelle.export.variants import VARIANTS, export_variants, variant_of
 
 FP32_FILE = VARIANTS["fp32"].file
 INT8_FILE = VARIANTS["int8-dynamic"].file
@@ -40,7 +40,8 @@ def export_and_report(
 ) -> Report:
     """Exports the student to float32 and int8 ONNX, compares teacher, student and files, and writes it down.
 
-    Writes `onnx/model.onnx`, `onnx/model_quantized.onnx`, `report.json` and `report.md` into `output_dir`.
+    Writes `onnx/model.onnx`, `onnx/model_quantized.onnx` (or the file of the plan's scheme),
+    `report.json` and `report.md` into `output_dir`.
     In a run of several processes one of them calls this.
 
     Args:
@@ -61,7 +62,12 @@ def export_and_report(
         InputError: the data cannot be evaluated.
     """
     files = export_variants(
-        student, output_dir, input_names=tokenizer.model_input_names, opset_version=opset_version, plan=plan
+        student,
+        output_dir,
+        ("fp32", "int8-dynamic" if plan is None else variant_of(plan)),
+        input_names=tokenizer.model_input_names,
+        opset_version=opset_version,
+        plan=plan,
     )
     report = report_on(
         student,

@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, numpy_helper
-from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorData, TensorsData
+from onnxruntime.quantization import QuantType
 from onnxruntime.quantization import quantize_dynamic as onnxruntime_quantize_dynamic
+from onnxruntime.quantization.onnx_model import ONNXModel
 
 from prunelle.compression.quantization import QuantizationPlan
 from prunelle.export.calibration import activation_ranges
 from prunelle.export.files import published_when_done
 from prunelle.export.inference import ExportError
 from prunelle.export.onnx import save_checked
+from prunelle.export.qdq import uint8_grid, write_qdq
 from prunelle.export.runner import Batch
 
 # Left to choose, onnxruntime also quantizes Attention, into a node that it cannot load.
@@ -53,14 +55,19 @@ def quantize_dynamic(fp32_file: str | Path, output_file: str | Path, *, plan: Qu
     output_file = Path(output_file)
     with published_when_done(output_file) as unfinished:
         proto = _loaded(fp32_file)
-        nodes = None if plan is None else _nodes_of(proto, plan)
-        proto = _quantized(proto, unfinished, LINEAR_OPERATORS + EMBEDDING_OPERATORS, nodes)
+        linear = _linear(proto, plan)
+        proto = _quantized(proto, unfinished, [*linear, *_tables(proto, plan)])
         save_checked(proto, unfinished)
     return output_file
 
 
 def quantize_static(
-    fp32_file: str | Path, output_file: str | Path, *, batches: Sequence[Batch], method: str = "minmax"
+    fp32_file: str | Path,
+    output_file: str | Path,
+    *,
+    batches: Sequence[Batch] = (),
+    method: str = "minmax",
+    plan: QuantizationPlan | None = None,
 ) -> Path:
     """Writes an int8 version whose ranges are fixed beforehand, and returns its path.
 
@@ -76,55 +83,67 @@ def quantize_static(
         output_file: as a rule `…/onnx/model_int8.onnx`.
         batches: inputs like those that the model will see, unpadded; see `calibration_batches`.
         method: as `activation_ranges` takes it.
+        plan: of a model trained with `Quantization`, which modules to quantize, and the ranges that it was trained
+            with, in place of calibration.
+
+    Raises:
+        ExportError: as `quantize_dynamic`.
     """
     output_file = Path(output_file)
     with published_when_done(output_file) as unfinished:
-        proto = _quantized(_loaded(fp32_file), unfinished, EMBEDDING_OPERATORS)
-        linear = _linear_nodes(proto)
-        names = list(dict.fromkeys(node.input[0] for node in linear))
-        ranges = {
-            name: TensorData(lowest=np.float32(low), highest=np.float32(high))
-            for name, (low, high) in zip(names, activation_ranges(proto, names, batches, method), strict=True)
-        }
-        with _silence():
-            quantizer = QDQQuantizer(
-                onnx.shape_inference.infer_shapes(proto),
-                per_channel=True,
-                reduce_range=True,
-                weight_qType=QuantType.QInt8,
-                activation_qType=QuantType.QUInt8,
-                tensors_range=TensorsData(CalibrationMethod.MinMax, ranges),
-                nodes_to_quantize=[node.name for node in linear],
-                nodes_to_exclude=[],
-                op_types_to_quantize=LINEAR_OPERATORS,
-                extra_options={"OpTypesToExcludeOutputQuantization": LINEAR_OPERATORS},
-            )
-            quantizer.quantize_model()
-            quantizer.model.topological_sort()
-        save_checked(quantizer.model.model, unfinished)
+        proto = _loaded(fp32_file)
+        linear = _linear(proto, plan)
+        proto = _quantized(proto, unfinished, _tables(proto, plan))
+        if plan is not None:
+            inputs = {name: plan.inputs[module] for name, module in linear.items()}
+        else:
+            sources = {node.name: node.input[0] for node in proto.graph.node if node.name in linear}
+            names = list(dict.fromkeys(sources.values()))
+            ranges = dict(zip(names, activation_ranges(proto, names, batches, method), strict=True))
+            inputs = {name: uint8_grid(*ranges[source]) for name, source in sources.items()}
+        write_qdq(proto, inputs)
+        save_checked(proto, unfinished)
     return output_file
 
 
-def quantize_int4(fp32_file: str | Path, output_file: str | Path, *, block_size: int = INT4_BLOCK_SIZE) -> Path:
+def quantize_int4(
+    fp32_file: str | Path,
+    output_file: str | Path,
+    *,
+    block_size: int = INT4_BLOCK_SIZE,
+    plan: QuantizationPlan | None = None,
+) -> Path:
     """Writes the version whose linear layers have weights of 4 bits, and returns its path.
 
-    - Weights of linear layers on every token: 4 bits, one scale and zero point for each `block_size` of an
-      output channel's weights (`MatMulNBits`, an operator of onnxruntime's own); products in float32.
+    - Weights of linear layers: 4 bits, one scale and zero point for each `block_size` of an output channel's
+      weights (`MatMulNBits`, an operator of onnxruntime's own); products in float32.
     - Embeddings: 8 bits, as in the int8 files: in float32 they would make a small model's file larger than
       its int8 file.
-    - The rest, such as a pooler and a classifier, which run once a text: float32.
 
     Args:
         fp32_file: a file of `export_onnx`.
         output_file: as a rule `…/onnx/model_q4.onnx`.
         block_size: one of `INT4_BLOCK_SIZES`; smaller ones are closer to the weights and take more space.
+        plan: of a model trained with `Quantization`, which modules to quantize, in blocks of which size, and whether
+            without zero points.
+
+    Raises:
+        ExportError: as `quantize_dynamic`.
     """
     output_file = Path(output_file)
     with published_when_done(output_file) as unfinished, _silence():
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-        proto = _quantized(_loaded(fp32_file), unfinished, EMBEDDING_OPERATORS)
-        quantizer = MatMulNBitsQuantizer(proto, bits=4, block_size=block_size)
+        proto = _loaded(fp32_file)
+        linear = _linear(proto, plan)
+        proto = _quantized(proto, unfinished, _tables(proto, plan))
+        quantizer = MatMulNBitsQuantizer(
+            proto,
+            bits=4,
+            block_size=block_size if plan is None else plan.block_size,
+            is_symmetric=plan is not None and plan.symmetric,
+            nodes_to_exclude=[node.name for node in proto.graph.node if node.name not in linear],
+        )
         quantizer.process()
         save_checked(quantizer.model.model, unfinished)
     return output_file
@@ -139,19 +158,19 @@ def _loaded(file: str | Path) -> ModelProto:
     return proto
 
 
-def _quantized(
-    proto: ModelProto, file: Path, operators: Sequence[str], nodes: Sequence[str] | None = None
-) -> ModelProto:
-    """The model with weights of these operators in 8 bits, and whatever of their inputs is computed too.
+def _quantized(proto: ModelProto, file: Path, nodes: Sequence[str]) -> ModelProto:
+    """The model with weights of the named nodes in 8 bits, and whatever of their inputs is computed too.
 
-    `file` is where onnxruntime, which only writes to files, may leave it. Only the named nodes, if there are names.
+    `file` is where onnxruntime, which only writes to files, may leave it.
     """
+    if not nodes:
+        return proto
     with _silence():
         onnxruntime_quantize_dynamic(
             proto,
             file,
-            op_types_to_quantize=list(operators),
-            nodes_to_quantize=nodes,
+            op_types_to_quantize=LINEAR_OPERATORS + EMBEDDING_OPERATORS,
+            nodes_to_quantize=list(nodes),
             per_channel=True,
             weight_type=QuantType.QInt8,
             reduce_range=True,
@@ -159,20 +178,62 @@ def _quantized(
     return onnx.load(file)
 
 
-def _linear_nodes(proto: ModelProto) -> list[NodeProto]:
-    """Products with a stored matrix."""
+def _linear(proto: ModelProto, plan: QuantizationPlan | None) -> dict[str, str]:
+    """Products with a stored matrix, all of them or the plan's, and the module of each, by the name of the node.
+
+    They become MatMul nodes, as onnxruntime's quantizers would make them, with what is added in a node of its own.
+    """
     stored = {tensor.name for tensor in proto.graph.initializer}
-    return [node for node in proto.graph.node if node.op_type in LINEAR_OPERATORS and node.input[1] in stored]
-
-
-def _nodes_of(proto: ModelProto, plan: QuantizationPlan) -> list[str]:
-    """Names of the nodes that the plan's modules became."""
-    linear = [node.name for node in _linear_nodes(proto) if _module(node) in plan.linear]
-    if not linear:
+    nodes = [node for node in proto.graph.node if node.op_type in LINEAR_OPERATORS and node.input[1] in stored]
+    found = {f"{node.name}_MatMul" if node.op_type == "Gemm" else node.name: _module(node) for node in nodes}
+    ONNXModel(proto).replace_gemm_with_matmul()
+    if plan is None:
+        return found
+    found = {name: module for name, module in found.items() if module in plan.linear}
+    if not found:
         raise ExportError(f"none of the {len(plan.linear)} quantized modules is in the ONNX file, as {plan.linear[0]}")
-    tables = [node.name for node in proto.graph.node if node.op_type == "Gather" and _module(node) in plan.embeddings]
-    # onnxruntime makes each Gemm a MatMul of this name first.
-    return [*linear, *(f"{name}_MatMul" for name in linear), *tables]
+    return found
+
+
+def _tables(proto: ModelProto, plan: QuantizationPlan | None) -> list[str]:
+    """Nodes that look up in a stored table of numbers, all of them or the plan's that have one scale.
+
+    Of those that have one a row, the table is quantized here.
+    """
+    tables = {tensor.name for tensor in proto.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
+    nodes = [node for node in proto.graph.node if node.op_type in EMBEDDING_OPERATORS and node.input[0] in tables]
+    if plan is not None:
+        nodes = [node for node in nodes if _module(node) in plan.tables]
+    if plan is not None and plan.embeddings == "row":
+        for node in nodes:
+            _quantize_rows(proto, node)
+        return []
+    return [node.name for node in nodes]
+
+
+def _quantize_rows(proto: ModelProto, node: NodeProto) -> None:
+    """Looks up integers and the scale of their row, in place of numbers, and multiplies them."""
+    graph = proto.graph
+    name, places = node.input
+    (tensor,) = (tensor for tensor in graph.initializer if tensor.name == name)
+    table = numpy_helper.to_array(tensor)
+    scale = np.abs(table).max(1, keepdims=True) / np.float32(127)
+    scale[scale < np.finfo(np.float32).tiny] = 1
+    graph.initializer.remove(tensor)
+    graph.initializer.append(numpy_helper.from_array(np.round(table / scale).astype(np.int8), f"{name}_quantized"))
+    graph.initializer.append(numpy_helper.from_array(scale, f"{name}_scale"))
+    place, (looked_up,) = list(graph.node).index(node), node.output
+    parts = [f"{looked_up}_{part}" for part in ("quantized", "float", "scale")]
+    graph.node.remove(node)
+    for made in reversed(
+        (
+            onnx.helper.make_node("Gather", [f"{name}_quantized", places], [parts[0]], f"{node.name}_quantized"),
+            onnx.helper.make_node("Cast", [parts[0]], [parts[1]], f"{node.name}_float", to=onnx.TensorProto.FLOAT),
+            onnx.helper.make_node("Gather", [f"{name}_scale", places], [parts[2]], f"{node.name}_scale"),
+            onnx.helper.make_node("Mul", parts[1:], [looked_up], f"{node.name}_product"),
+        )
+    ):
+        graph.node.insert(place, made)
 
 
 def _module(node: NodeProto) -> str:

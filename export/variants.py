@@ -35,6 +35,11 @@ VARIANTS = {
 }
 
 
+def variant_of(plan: QuantizationPlan) -> str:
+    """The variant that computes what a model was trained for."""
+    return "int4" if plan.scheme == "int4-weight" else plan.scheme
+
+
 def export_variants(
     model: nn.Module,
     output_dir: str | Path,
@@ -58,8 +63,7 @@ def export_variants(
         variants: keys of `VARIANTS`.
         calibration: for int8-static, as `quantize_static` takes it; so is `calibration_method`.
         int4_block_size: as `quantize_int4` takes it.
-        plan: of a model trained with `Quantization`: the variant of its scheme has what it names quantized, and
-            nothing else.
+        plan: of a model trained with `Quantization`, for the variant of its scheme.
 
     Returns:
         The files by variant, in the order of `VARIANTS`.
@@ -67,11 +71,14 @@ def export_variants(
     Raises:
         ExportError: the model cannot be exported, or a file fails a check.
     """
+    plans = {} if plan is None else {variant_of(plan): plan}
     converters: dict[str, Callable[[Path, Path], Path]] = {
         "fp16": convert_to_fp16,
-        "int8-dynamic": partial(quantize_dynamic, plan=plan),
-        "int8-static": partial(quantize_static, batches=calibration, method=calibration_method),
-        "int4": partial(quantize_int4, block_size=int4_block_size),
+        "int8-dynamic": partial(quantize_dynamic, plan=plans.get("int8-dynamic")),
+        "int8-static": partial(
+            quantize_static, batches=calibration, method=calibration_method, plan=plans.get("int8-static")
+        ),
+        "int4": partial(quantize_int4, block_size=int4_block_size, plan=plans.get("int4")),
     }
     files = {name: Path(output_dir) / variant.file for name, variant in VARIANTS.items() if name in variants}
     with tempfile.TemporaryDirectory() as folder:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from torch.utils.data import DataLoader
 
 from prunelle.cli import parse, run
+from prunelle.compression.quantization import read_plan
 from prunelle.compression.record import read_record, write_record
 from prunelle.export import export_variants, load_checkpoint, new_folder, report_on
 from prunelle.export.arguments import ExportArguments, ExportDataArguments
@@ -40,6 +41,7 @@ def main(argv: Sequence[str]) -> None:
             calibration=calibration,
             calibration_method=arguments.calibration_method,
             int4_block_size=arguments.int4_block_size,
+            plan=read_plan(checkpoint.folder),
         )
         checkpoint.save_without_weights(folder)
         write_record(

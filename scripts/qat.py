@@ -43,6 +43,7 @@ def main(argv: Sequence[str]) -> None:
         trainer = DistillationTrainer(quantized.model, teacher.model, arguments, [method], folders, **inputs)
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
 
+    plan = method.plan()
     bake(trainer.model)
     close(
         trainer,
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
         inputs["data_collator"],
         teacher,
         models.teacher_name_or_path,
-        method.plan,
+        plan,
         methods=["quantize"] if teacher is None else ["distill", "quantize"],
         recipe=recipe,
     )

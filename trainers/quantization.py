@@ -17,26 +17,46 @@ from prunelle.trainers.pruning import PrunedModelArguments
 class QuantizationArguments:
     """What is quantized, how, and when."""
 
-    scheme: Literal["int8-dynamic"] = field(
+    scheme: Literal["int8-dynamic", "int8-static", "int4-weight"] = field(
         default="int8-dynamic", metadata={"help": "What the exported file is to compute with."}
     )
     quantized_modules: list[str] = field(
         default_factory=list,
-        metadata={"help": "Shell patterns of the linear modules to quantize, such as '*.attention.*'. By default all."},
+        metadata={
+            "help": "Shell patterns of the linear modules to quantize, such as '*.attention.*'. By default all; with "
+            "int4-weight those within the layers."
+        },
     )
     unquantized_modules: list[str] = field(
         default_factory=list, metadata={"help": "Shell patterns of those to leave out again."}
     )
-    quantize_embeddings: bool = field(default=True, metadata={"help": "Quantize tables of embeddings too, to 8 bits."})
+    embeddings: Literal["tensor", "row", "none"] = field(
+        default="tensor", metadata={"help": "Embeddings in 8 bits too, with one scale a table or one a row, or not."}
+    )
+    weight_block_size: int = field(
+        default=32, metadata={"help": "Weights that share a scale (int4-weight).", "choices": [32, 64, 128]}
+    )
+    weight_symmetric: bool = field(default=False, metadata={"help": "No zero points (int4-weight)."})
     quantization_start: float = field(
         default=0.0, metadata={"help": "The share of the run before anything is rounded."}
     )
 
+    activation_ranges: Literal["moving_average", "learned"] = field(
+        default="moving_average", metadata={"help": "Where the ranges of int8-static come from."}
+    )
+    quantization_samples: int = field(
+        default=512, metadata={"help": "How many training examples int8-static looks at before the first step."}
+    )
+    range_freeze: float = field(
+        default=0.9, metadata={"help": "The share of the run after which the ranges of int8-static stay."}
+    )
+
     def __post_init__(self) -> None:
-        if not 0 <= self.quantization_start < 1:
-            raise InputError(
-                f"--quantization_start {self.quantization_start} must be a share of the run: from 0 to below 1"
-            )
+        if self.quantization_samples < 1:
+            raise InputError(f"--quantization_samples {self.quantization_samples} must be at least 1")
+        if self.scheme != "int8-static" and self.activation_ranges == "learned":
+            raise InputError(f"--activation_ranges learned is for int8-static: {self.scheme} has no ranges to learn")
+        self.method()
 
     def method(self) -> Quantization:
         """What the flags describe."""
@@ -44,8 +64,13 @@ class QuantizationArguments:
             self.scheme,
             patterns=self.quantized_modules,
             excluded=self.unquantized_modules,
-            embeddings=self.quantize_embeddings,
+            embeddings=self.embeddings,
+            block_size=self.weight_block_size,
+            symmetric=self.weight_symmetric,
+            ranges=self.activation_ranges,
+            calibration_samples=self.quantization_samples,
             start=self.quantization_start,
+            freeze=self.range_freeze,
         )
 
 
@@ -68,9 +93,6 @@ class QATTrainer(CompressionTrainer):
         methods: What else is to be done to the weights, before they are rounded.
         kwargs: As for `transformers.Trainer`.
 
-    Attributes:
-        plan: What the export has to quantize.
-
     Raises:
         InputError: As `CompressionTrainer`.
     """
@@ -83,6 +105,4 @@ class QATTrainer(CompressionTrainer):
         methods: Sequence[CompressionMethod] = (),
         **kwargs: Any,
     ) -> None:
-        method = quantization.method()
-        super().__init__(model, args, [*methods, method], **kwargs)
-        self.plan = method.plan
+        super().__init__(model, args, [*methods, quantization.method()], **kwargs)

@@ -1,9 +1,23 @@
 """Weights and activations of few bits, simulated while a model is trained exactly as the exported file computes."""
 
 from prunelle.compression.quantization.inputs import DynamicInput as DynamicInput
+from prunelle.compression.quantization.inputs import StaticInput as StaticInput
 from prunelle.compression.quantization.plan import QuantizationPlan as QuantizationPlan
+from prunelle.compression.quantization.plan import read_plan as read_plan
 from prunelle.compression.quantization.quantization import Quantization as Quantization
+from prunelle.compression.quantization.weights import Int4Weight as Int4Weight
+from prunelle.compression.quantization.weights import Int8Rows as Int8Rows
 from prunelle.compression.quantization.weights import Int8Table as Int8Table
 from prunelle.compression.quantization.weights import Int8Weight as Int8Weight
 
-__all__ = ["DynamicInput", "Int8Table", "Int8Weight", "Quantization", "QuantizationPlan"]
+__all__ = [
+    "DynamicInput",
+    "Int4Weight",
+    "Int8Rows",
+    "Int8Table",
+    "Int8Weight",
+    "Quantization",
+    "QuantizationPlan",
+    "StaticInput",
+    "read_plan",
+]

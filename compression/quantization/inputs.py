@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunelle.compression.quantization.rounding import UINT8_MAX, round_all, uint8_grid
+from prunelle.compression.quantization.rounding import UINT8_MAX, round_all, round_within, uint8_grid
 from prunelle.compression.quantization.weights import FakeQuantizer
 
 NAME = "input_quantizer"
+MOMENTUM = 0.9  # of the moving average
 
 
 class DynamicInput(FakeQuantizer):
@@ -22,7 +23,58 @@ class DynamicInput(FakeQuantizer):
         return round_all(vectors, scale, -zero, UINT8_MAX - zero)
 
 
-def quantize_inputs(module: nn.Module, quantizer: nn.Module) -> None:
+class StaticInput(FakeQuantizer):
+    """Rounds to unsigned integers of 8 bits, with a scale and a zero point that a file can hold.
+
+    They come from moving averages of the lowest and of the highest value of each batch, while it is `calibrating` and,
+    if it is `observing`, in training. Where the scale is learned, averages give its first value and the zero point.
+
+    Args:
+        device: of the module.
+        learned: whether the scale is learned (LSQ, arXiv:1902.08153).
+
+    Attributes:
+        low, high: (), the averages.
+        scale, zero: (), the grid.
+    """
+
+    enabled = False  # until there is a range
+    calibrating = False
+    observing = False
+    low: Tensor
+    high: Tensor
+    zero: Tensor
+
+    def __init__(self, device: torch.device | None = None, learned: bool = False) -> None:
+        super().__init__()
+        self.learned = learned
+        for name, value in {"low": torch.inf, "high": -torch.inf, "zero": 0.0}.items():
+            self.register_buffer(name, torch.tensor(value, device=device))
+        scale = torch.ones((), device=device)
+        if learned:
+            self.scale = nn.Parameter(scale)
+        else:
+            self.register_buffer("scale", scale)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """vectors: of any shape. Returns them rounded, and clipped to the range."""
+        if self.calibrating or (self.training and self.observing and not (self.learned and self.enabled)):
+            self._observe(vectors.detach())
+        if not self.enabled:
+            # Part of the graph all the same: several processes wait for every parameter's gradient.
+            return vectors + 0 * self.scale if self.learned and self.training else vectors
+        return round_within(vectors, self.scale, -self.zero, UINT8_MAX - self.zero)
+
+    @torch.no_grad()
+    def _observe(self, vectors: Tensor) -> None:
+        for average, value in zip((self.low, self.high), torch.aminmax(vectors), strict=True):
+            average.copy_(torch.where(average.isinf(), value, average.lerp(value.to(average.dtype), 1 - MOMENTUM)))
+        scale, zero = uint8_grid(self.low, self.high)
+        self.scale.copy_(scale)
+        self.zero.copy_(zero)
+
+
+def quantize_inputs(module: nn.Module, quantizer: FakeQuantizer) -> None:
     """Has a module see its input as the quantizer leaves it. The quantizer becomes a part of the module."""
     module.add_module(NAME, quantizer)
     quantizer.hook = module.register_forward_pre_hook(_round_input)  # type: ignore[assignment]

@@ -1,6 +1,13 @@
 """What of a model is quantized and how: all that the export needs to know to do the same."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from prunelle.compression.record import read_record
+
+Scheme = Literal["int8-dynamic", "int8-static", "int4-weight"]
+Embeddings = Literal["tensor", "row", "none"]
 
 
 @dataclass(frozen=True)
@@ -10,9 +17,23 @@ class QuantizationPlan:
     Args:
         scheme: as `Quantization` takes it.
         linear: qualified names of the linear modules that are quantized; all others stay as they are.
-        embeddings: of the tables.
+        tables: of the tables of embeddings.
+        embeddings: whether each of those has one scale, or one a row.
+        inputs: for `int8-static`, the scale and the zero point of the input of each linear module.
+        block_size: for `int4-weight`, how many weights share a scale.
+        symmetric: for `int4-weight`, whether there are no zero points.
     """
 
-    scheme: str
+    scheme: Scheme
     linear: list[str] = field(default_factory=list)
-    embeddings: list[str] = field(default_factory=list)
+    tables: list[str] = field(default_factory=list)
+    embeddings: Embeddings = "tensor"
+    inputs: dict[str, tuple[float, int]] = field(default_factory=dict)
+    block_size: int = 32
+    symmetric: bool = False
+
+
+def read_plan(folder: Path | None) -> QuantizationPlan | None:
+    """The plan of the model in a checkpoint folder; None where it was not trained for one."""
+    record = None if folder is None else read_record(folder)
+    return QuantizationPlan(**record["quantization"]) if record and "quantization" in record else None

@@ -1,20 +1,22 @@
 """Quantization-aware training: a model learns to predict with the weights and inputs that its file will have."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 from transformers import PreTrainedModel
 
+from prunelle.compression.layers import find_layers
 from prunelle.compression.method import CompressionMethod
-from prunelle.compression.quantization.inputs import DynamicInput, quantize_inputs
-from prunelle.compression.quantization.plan import QuantizationPlan
-from prunelle.compression.quantization.weights import FakeQuantizer, Int8Table, Int8Weight
+from prunelle.compression.quantization.inputs import NAME, DynamicInput, StaticInput, quantize_inputs
+from prunelle.compression.quantization.plan import Embeddings, QuantizationPlan, Scheme
+from prunelle.compression.quantization.weights import FakeQuantizer, Int4Weight, Int8Rows, Int8Table, Int8Weight
 from prunelle.compression.targets import LINEAR, match_modules, shared_weights
 from prunelle.errors import InputError
 
-Scheme = Literal["int8-dynamic"]
+Ranges = Literal["moving_average", "learned"]
 
 
 class Quantization(CompressionMethod):
@@ -22,19 +24,25 @@ class Quantization(CompressionMethod):
 
     - `int8-dynamic`: linear modules have weights of `Int8Weight` and inputs of `DynamicInput`, embeddings are those of
       `Int8Table`: what `prunelle.export.quantize_dynamic` writes.
+    - `int8-static`: inputs of `StaticInput`, else the same: what `prunelle.export.quantize_static` writes.
+    - `int4-weight`: weights of `Int4Weight`, and inputs as they are: what `prunelle.export.quantize_int4` writes.
 
     After `bake` the weights lie on their grids, so that the export finds the scales that were trained with.
 
     Args:
         scheme: As above.
-        patterns: Shell patterns of qualified names of linear modules, as `*.attention.*`. By default all of them, but
-            for those that share their weight, such as a language model's head.
+        patterns: Shell patterns of qualified names of linear modules, as `*.attention.*`. By default all of them, for
+            4 bits those within the layers, but for those that share their weight, such as a language model's head.
         excluded: Shell patterns of those to leave out again.
-        embeddings: Whether tables of embeddings are quantized too, where they share nothing.
+        embeddings: Whether tables of embeddings, where they share nothing, are of `Int8Table` (`tensor`), of
+            `Int8Rows` (`row`) or not quantized.
+        block_size, symmetric: As `Int4Weight` takes them.
+        ranges: Whether static ranges are moving averages, or their scales are learned from there.
+        calibration_samples: How many examples static ranges are found on before the first step.
         start: The share of the run before anything is rounded.
+        freeze: The share of the run after which static ranges stay.
 
     Attributes:
-        plan: What is quantized, once attached.
         quantizers: What rounds.
     """
 
@@ -44,48 +52,119 @@ class Quantization(CompressionMethod):
         *,
         patterns: Sequence[str] = (),
         excluded: Sequence[str] = (),
-        embeddings: bool = True,
+        embeddings: Embeddings = "tensor",
+        block_size: int = 32,
+        symmetric: bool = False,
+        ranges: Ranges = "moving_average",
+        calibration_samples: int = 512,
         start: float = 0.0,
+        freeze: float = 0.9,
     ) -> None:
-        if not 0 <= start < 1:
-            raise InputError(f"quantization that starts at {start} of the run: it must be from 0 to below 1")
-        self.scheme, self.patterns, self.excluded = scheme, patterns, excluded
-        self.embeddings, self.start_at = embeddings, start
-        self.plan = QuantizationPlan(scheme)
+        if not 0 <= start < freeze <= 1:
+            raise InputError(
+                f"quantization starts at {start} of the run and ranges freeze at {freeze}: the one must be from 0 to "
+                "below the other, which is at most 1"
+            )
+        self.scheme, self.patterns, self.excluded, self.embeddings = scheme, patterns, excluded, embeddings
+        self.block_size, self.symmetric = block_size, symmetric
+        self.ranges, self.calibration_samples = ranges, calibration_samples
+        self.start_at, self.freeze_at = start, freeze
+        self.linear: dict[str, nn.Module] = {}
+        self.tables: dict[str, nn.Module] = {}
         self.quantizers: list[FakeQuantizer] = []
+        self.calibrated = False
+        self.frozen: dict[str, Tensor] | None = None
 
     def attach(self, model: PreTrainedModel) -> None:
         if model.config.is_encoder_decoder:
             raise InputError(f"{type(model).__name__} is not exported, so there is no file to train it for")
-        linear = match_modules(model, LINEAR, self.patterns or ["*"], self.excluded)
-        tables = match_modules(model, (nn.Embedding,)) if self.embeddings else {}
+        default = f"{find_layers(model).name}.*" if self.scheme == "int4-weight" else "*"
+        linear = match_modules(model, LINEAR, self.patterns or [default], self.excluded)
+        tables = match_modules(model, (nn.Embedding,)) if self.embeddings != "none" else {}
         shared = shared_weights(model)
         if both := [name for name in linear if name in shared and self.patterns]:
             raise InputError(f"{both[0]} shares its weight with {shared[both[0]]}: it cannot be quantized on its own")
-        linear = {name: module for name, module in linear.items() if name not in shared}
-        tables = {name: module for name, module in tables.items() if name not in shared}
-        if not linear:
+        self.linear = {name: module for name, module in linear.items() if name not in shared}
+        self.tables = {name: module for name, module in tables.items() if name not in shared}
+        if not self.linear:
             raise InputError(f"no linear module of {type(model).__name__} is left to quantize")
-        for module in linear.values():
-            inputs = DynamicInput()
-            quantize_inputs(module, inputs)
-            self.quantizers += [
-                inputs,
-                self._round_weight(module, Int8Weight(1 if isinstance(module, nn.Linear) else 0)),
-            ]
-        for module in tables.values():
-            self.quantizers.append(self._round_weight(module, Int8Table()))
-        self.plan = QuantizationPlan(self.scheme, list(linear), list(tables))
+        for module in self.linear.values():
+            self._round_linear(module)
+        for module in self.tables.values():
+            self._round_weight(module, Int8Table() if self.embeddings == "tensor" else Int8Rows())
+
+    def calibrate(self, model: PreTrainedModel, run: Callable[[int, Callable[[], None]], None]) -> None:
+        if not self._static():
+            return
+        for quantizer in self.quantizers:
+            quantizer.enabled = False
+        for static in self._static().values():
+            static.calibrating = True
+        run(self.calibration_samples, lambda: None)
+        for static in self._static().values():
+            static.calibrating = False
+        self.calibrated = True
 
     def step(self, progress: float) -> None:
+        if self._static() and not self.calibrated:
+            raise RuntimeError("static ranges have to be calibrated before the first step")
+        started = progress >= self.start_at - 1e-9  # steps / all steps is rounded
+        frozen = progress >= self.freeze_at - 1e-9
         for quantizer in self.quantizers:
-            quantizer.enabled = progress >= self.start_at - 1e-9  # steps / all steps is rounded
+            quantizer.enabled = started
+        for static in self._static().values():
+            static.observing = not frozen
+        if frozen and self.ranges == "learned":
+            scales = {name: static.scale for name, static in self._static().items()}
+            if self.frozen is None:
+                self.frozen = {name: scale.detach().clone() for name, scale in scales.items()}
+            for name, scale in scales.items():
+                scale.data.copy_(self.frozen[name])
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        scales = [static.scale for static in self._static().values() if static.learned]
+        return [{"params": scales, "weight_decay": 0.0}] if scales else []
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"calibrated": torch.tensor(self.calibrated)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.calibrated = bool(state["calibrated"])
 
     def finish(self) -> None:
         if not all(quantizer.enabled for quantizer in self.quantizers):
             raise RuntimeError(f"the run ended before {self.start_at} of it was done: nothing was quantized")
 
-    def _round_weight(self, module: nn.Module, quantizer: FakeQuantizer) -> FakeQuantizer:
+    def plan(self) -> QuantizationPlan:
+        """What the export has to do. Before `bake`, which takes the ranges away."""
+        inputs = {name: (static.scale.item(), round(static.zero.item())) for name, static in self._static().items()}
+        return QuantizationPlan(
+            self.scheme,
+            list(self.linear),
+            list(self.tables),
+            self.embeddings,
+            inputs,
+            self.block_size,
+            self.symmetric,
+        )
+
+    def _static(self) -> dict[str, StaticInput]:
+        inputs = {name: getattr(module, NAME, None) for name, module in self.linear.items()}
+        return {name: static for name, static in inputs.items() if isinstance(static, StaticInput)}
+
+    def _round_linear(self, module: nn.Module) -> None:
+        input_axis = 1 if isinstance(module, nn.Linear) else 0
+        if self.scheme == "int4-weight":
+            self._round_weight(module, Int4Weight(input_axis, self.block_size, self.symmetric))
+            return
+        self._round_weight(module, Int8Weight(input_axis))
+        inputs: FakeQuantizer = DynamicInput()
+        if self.scheme == "int8-static":
+            inputs = StaticInput(next(module.parameters()).device, self.ranges == "learned")
+        quantize_inputs(module, inputs)
+        self.quantizers.append(inputs)
+
+    def _round_weight(self, module: nn.Module, quantizer: FakeQuantizer) -> None:
         # Unsafe: the parametrization is not tried out on the weight, which it leaves of its shape and type.
         register_parametrization(module, "weight", quantizer, unsafe=True)
-        return quantizer
+        self.quantizers.append(quantizer)

@@ -9,8 +9,6 @@ UINT8_MAX = 255
 
 
 class _RoundAll(torch.autograd.Function):
-    """Rounds to multiples of a scale. The grid holds all values, but for rounding, so every gradient passes."""
-
     @staticmethod
     def forward(ctx: Any, values: Tensor, scale: Tensor, lowest: Any, highest: Any) -> Tensor:
         return (values / scale).round_().clamp_(lowest, highest).mul_(scale)
@@ -20,18 +18,57 @@ class _RoundAll(torch.autograd.Function):
         return gradients[0], None, None, None
 
 
+class _RoundWithin(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, scale: Tensor, lowest: Any, highest: Any) -> Tensor:
+        steps = values / scale
+        rounded = steps.round().clamp_(lowest, highest)
+        inside = (steps >= lowest - 0.5) & (steps <= highest + 0.5)
+        ctx.save_for_backward(inside, *((steps, rounded) if ctx.needs_input_grad[1] else ()))
+        return rounded * scale
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor | None, None, None]:
+        (gradient,) = gradients
+        inside, *kept = ctx.saved_tensors
+        to_scale = None
+        if kept:
+            steps, rounded = kept
+            change = torch.where(inside, rounded - steps, rounded)
+            to_scale = (gradient * change).sum() / (UINT8_MAX * gradient.shape[-1]) ** 0.5
+        return torch.where(inside, gradient, 0.0), to_scale, None, None
+
+
 def round_all(values: Tensor, scale: Tensor, lowest: Tensor | int, highest: Tensor | int) -> Tensor:
     """Rounds values to whole multiples of a scale, ties to the even one.
 
     Args:
         values: float, of any shape.
         scale: broadcast to it.
-        lowest, highest: the least and the greatest multiple that there is. Values reach beyond them by less than one.
+        lowest, highest: the least and the greatest multiple that there is. No value reaches beyond them by a whole one.
 
     Returns:
-        Tensor: of the values' shape; its gradient is the values'.
+        Tensor: of the values' shape; its gradient is the values', all of it, since the grid holds them all.
     """
     return _RoundAll.apply(values, scale, lowest, highest)
+
+
+def round_within(values: Tensor, scale: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
+    """Rounds values to whole multiples of one scale, ties to the even one; what lies beyond the ends is clipped.
+
+    A value's gradient passes where it is rounded and not clipped. The scale's is that of learned step size quantization
+    (LSQ, Esser et al., arXiv:1902.08153): how a rounded value changes with it, by its multiple less what the multiple
+    was rounded from, or by the end where it is clipped; divided by the root of features times steps.
+
+    Args:
+        values: (..., features), float.
+        scale: (), learned or not.
+        lowest, highest: (), the least and the greatest multiple that there is.
+
+    Returns:
+        Tensor: of the values' shape.
+    """
+    return _RoundWithin.apply(values, scale, lowest, highest)
 
 
 def uint8_grid(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
-"""Weights of 8 bits, as parametrizations. Each computes what `prunelle.export.quantization` stores."""
+"""Weights of few bits, as parametrizations. Each computes what `prunelle.export.quantization` stores."""
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from prunelle.compression.quantization.rounding import UINT8_MAX, round_all, uint8_grid
 
@@ -28,11 +29,42 @@ class Int8Weight(FakeQuantizer):
 
     def forward(self, weight: Tensor) -> Tensor:
         """weight: (outputs, inputs), or the other way round. Returns it rounded."""
+        return _round_symmetric(weight, self.input_axis, INT8_END) if self.enabled else weight
+
+
+class Int4Weight(FakeQuantizer):
+    """Rounds a matrix to 16 steps of a scale for each block of an output's weights, as `MatMulNBits` computes.
+
+    Args:
+        input_axis: as `Int8Weight` takes it.
+        block_size: how many of an output's weights, one after the other, share a scale.
+        symmetric: whether the steps are -8 to 7, one end at the weight that is farthest from zero; else they lie from
+            the lowest to the highest, and an integer stands for zero.
+    """
+
+    def __init__(self, input_axis: int, block_size: int = 32, symmetric: bool = False) -> None:
+        super().__init__()
+        self.input_axis, self.block_size, self.symmetric = input_axis, block_size, symmetric
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """weight: (outputs, inputs), or the other way round. Returns it rounded."""
         if not self.enabled:
             return weight
-        scale = weight.detach().abs().amax(self.input_axis, keepdim=True) / INT8_END
-        scale = torch.where(scale >= torch.finfo(scale.dtype).tiny, scale, 1.0)
-        return round_all(weight, scale, -INT8_END, INT8_END)
+        matrix = weight.movedim(self.input_axis, 1)
+        inputs = matrix.shape[1]
+        blocks = functional.pad(matrix, (0, -inputs % self.block_size)).unflatten(1, (-1, self.block_size))
+        low, high = torch.aminmax(blocks.detach(), dim=2, keepdim=True)
+        if self.symmetric:
+            scale = torch.where(high.abs() > low.abs(), high, low) / -8
+            lowest, highest = torch.full_like(scale, -8), torch.full_like(scale, 7)
+        else:
+            low, high = low.clamp(max=0), high.clamp(min=0)
+            scale = (high - low) / 15
+            zero = (-low / scale).nan_to_num().round()
+            lowest, highest = -zero, 15 - zero
+        scale = torch.where(scale == 0, 1.0, scale)
+        rounded = round_all(blocks, scale, lowest, highest)
+        return rounded.flatten(1)[:, :inputs].movedim(1, self.input_axis)
 
 
 class Int8Table(FakeQuantizer):
@@ -45,3 +77,18 @@ class Int8Table(FakeQuantizer):
         low, high = torch.aminmax(weight.detach())
         scale, zero = uint8_grid(low.double(), high.double())
         return round_all(weight, scale.to(weight.dtype), -zero.to(weight.dtype), (UINT8_MAX - zero).to(weight.dtype))
+
+
+class Int8Rows(FakeQuantizer):
+    """Rounds a table of embeddings to integers of -127 to 127 times a scale for each row."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """weight: (rows, width). Returns it rounded."""
+        return _round_symmetric(weight, 1, 127) if self.enabled else weight
+
+
+def _round_symmetric(weight: Tensor, axis: int, end: int) -> Tensor:
+    """To integers from -end to end times a scale, found over one axis."""
+    scale = weight.detach().abs().amax(axis, keepdim=True) / end
+    scale = torch.where(scale >= torch.finfo(scale.dtype).tiny, scale, 1.0)
+    return round_all(weight, scale, -end, end)

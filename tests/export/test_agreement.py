@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -14,14 +13,23 @@ from torch.nn import functional
 from transformers import GPT2Config, GPT2ForSequenceClassification, PreTrainedModel
 
 from prunelle.compression import bake
-from prunelle.compression.quantization import Quantization
-from prunelle.export import ExportError, export_variants
+from prunelle.compression.quantization import Quantization, QuantizationPlan
+from prunelle.export import ExportError, export_variants, quantize_dynamic, quantize_int4, quantize_static
 from prunelle.export.quantization import _module
+from prunelle.export.variants import variant_of
 
 BATCH = {
     "input_ids": torch.randint(5, 300, (3, 12), generator=torch.Generator().manual_seed(0)),
     "attention_mask": torch.ones(3, 12, dtype=torch.int64),
     "token_type_ids": torch.zeros(3, 12, dtype=torch.int64),
+}
+POSITIONS = torch.arange(12)[None]
+LOOKED_UP = {
+    "word_embeddings": BATCH["input_ids"],
+    "wte": BATCH["input_ids"],
+    "token_type_embeddings": BATCH["token_type_ids"],
+    "position_embeddings": POSITIONS,
+    "wpe": POSITIONS,
 }
 
 
@@ -35,90 +43,98 @@ def gpt2() -> PreTrainedModel:
     return model.eval()
 
 
-@pytest.fixture(params=["bert", "gpt2"])
-def model(request: pytest.FixtureRequest, make_bert: Callable[..., PreTrainedModel]) -> PreTrainedModel:
-    return make_bert() if request.param == "bert" else gpt2()
-
-
-def traced(file: Path, modules: list[str]) -> dict[str, tuple[str, str]]:
-    """Where in a float32 file a module's input and output are."""
-    found = {}
-    for node in onnx.load(file).graph.node:
-        if (name := _module(node)) in modules and node.op_type in ("MatMul", "Gemm", "Gather"):
-            found[name] = (node.input[0], node.output[0])
-    assert set(found) == set(modules)
-    return found
-
-
-def computed(file: Path, names: list[str]) -> dict[str, np.ndarray]:
+def computed(file: Path, names: list[str]) -> dict[str, Tensor]:
     """What a file computes on the way."""
     shown = onnx.load(file)
-    for name in dict.fromkeys(names):
+    names = list(dict.fromkeys(names))
+    for name in names:
         if name not in [output.name for output in shown.graph.output]:
             shown.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     session = onnxruntime.InferenceSession(shown.SerializeToString(), providers=["CPUExecutionProvider"])
     taken = {tensor.name: BATCH[tensor.name].numpy() for tensor in session.get_inputs()}
-    return dict(zip(names, session.run(names, taken), strict=True))
+    return {name: torch.from_numpy(tensor) for name, tensor in zip(names, session.run(names, taken), strict=True)}
 
 
 def relative_difference(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-def test_every_linear_module_agrees_with_the_file(model: PreTrainedModel, tmp_path: Path) -> None:
-    """Prevents training for another rounding than the one that will be deployed."""
-    method = Quantization()
+SCHEMES: dict[str, tuple[str, dict[str, Any]]] = {
+    "dynamic": ("bert", {"scheme": "int8-dynamic"}),
+    "static, learned, tables by row": ("gpt2", {"scheme": "int8-static", "ranges": "learned", "embeddings": "row"}),
+    "4 bits": ("gpt2", {"scheme": "int4-weight", "patterns": ["*"]}),
+    "4 bits, symmetric": ("bert", {"scheme": "int4-weight", "block_size": 64, "symmetric": True}),
+}
+
+
+@pytest.mark.parametrize(("architecture", "options"), SCHEMES.values(), ids=SCHEMES)
+def test_every_module_agrees_with_the_file(
+    architecture: str, options: dict[str, Any], make_bert: Callable[..., PreTrainedModel], tmp_path: Path
+) -> None:
+    """Prevents training for another rounding than the one that will be deployed, and rounding twice."""
+    model = make_bert() if architecture == "bert" else gpt2()
+    original = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    method = Quantization(**options)
     method.attach(model)
-    modules = {name: model.get_submodule(name) for name in method.plan.linear}
-    kept: dict[str, Any] = {name: (module.input_quantizer, module.weight.detach()) for name, module in modules.items()}
+    method.calibrate(model, lambda samples, after_batch: [model(**BATCH) for _ in range(2)] and None)
+    with torch.no_grad():
+        for static in method._static().values():
+            if static.learned:
+                static.scale.mul_(0.7)  # as learning leaves it: some values are clipped
+    method.step(0.0)
+    plan, kept = method.plan(), {}
+    for name in [*plan.linear, *plan.tables]:
+        module = model.get_submodule(name).eval()
+        kept[name] = module, getattr(module, "input_quantizer", None), module.weight.detach()
     bake(model)
-    files = export_variants(model, tmp_path, plan=method.plan)
-    places = traced(files["fp32"], method.plan.linear)
-    tensors = computed(files["int8-dynamic"], [name for pair in places.values() for name in pair])
-    for name, (source, target) in places.items():
-        quantizer, weight = kept[name]
-        inputs, outputs = (torch.from_numpy(tensors[each]) for each in (source, target))
-        simulated = quantizer(inputs) @ (weight.T if isinstance(modules[name], torch.nn.Linear) else weight)
+    fp32, quantized = export_variants(model, tmp_path, ("fp32", variant_of(plan)), plan=plan).values()
+
+    nodes = {_module(node): node for node in onnx.load(fp32).graph.node if node.op_type in ("MatMul", "Gemm", "Gather")}
+    outputs = [nodes[name].output[0] for name in kept]
+    tensors = computed(quantized, [*(nodes[name].input[0] for name in plan.linear), *outputs])
+    for name, (module, quantizer, weight) in kept.items():
+        assert not torch.equal(weight, original[f"{name}.weight"]), name
+        found = tensors[nodes[name].output[0]]
+        if name in plan.tables:
+            words = {"word_embeddings": "input_ids", "wte": "input_ids", "token_type_embeddings": "token_type_ids"}
+            simulated = functional.embedding(
+                BATCH.get(words.get(name.split(".")[-1], ""), torch.arange(12)[None]), weight
+            )
+            assert relative_difference(found, simulated) < 1e-5, name
+            continue
+        inputs = tensors[nodes[name].input[0]]
+        with torch.no_grad():
+            rounded = inputs if quantizer is None else quantizer(inputs)
+        simulated = rounded @ (weight.T if isinstance(module, torch.nn.Linear) else weight)
         # A MatMul's bias is added by the next node, a Gemm's within.
-        bias = modules[name].bias
-        with_bias = simulated if bias is None else simulated + bias.detach()
-        assert min(relative_difference(outputs, each) for each in (simulated, with_bias)) < 1e-5, name
+        with_bias = simulated if module.bias is None else simulated + module.bias.detach()
+        assert min(relative_difference(found, each) for each in (simulated, with_bias)) < 1e-5, name
 
 
-def test_every_table_agrees_with_the_file(model: PreTrainedModel, tmp_path: Path) -> None:
-    """Prevents embeddings that are rounded once more, or otherwise, when they are exported."""
-    method = Quantization()
-    method.attach(model)
-    tables = {name: model.get_submodule(name).weight.detach() for name in method.plan.embeddings}
-    bake(model)
-    files = export_variants(model, tmp_path, plan=method.plan)
-    nodes = {_module(node): node for node in onnx.load(files["fp32"]).graph.node if node.op_type == "Gather"}
-    tensors = computed(files["int8-dynamic"], [nodes[name].output[0] for name in tables])
-    words = {"word_embeddings": "input_ids", "wte": "input_ids", "token_type_embeddings": "token_type_ids"}
-    for name, table in tables.items():
-        places = BATCH.get(words.get(name.split(".")[-1], ""), torch.arange(12)[None])
-        expected = functional.embedding(places, table)
-        found = torch.from_numpy(tensors[nodes[name].output[0]])
-        assert relative_difference(found, expected) < 1e-5, name
+PLANS = {
+    "int8-dynamic": (quantize_dynamic, "MatMulInteger"),
+    "int8-static": (quantize_static, "QuantizeLinear"),
+    "int4-weight": (quantize_int4, "MatMulNBits"),
+}
 
 
-def test_only_what_was_trained_for_it_is_quantized(make_bert: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", PLANS)
+def test_only_what_was_trained_for_it_is_quantized(classifier: Any, tmp_path: Path, scheme: Any) -> None:
     """Prevents layers left out for their sensitivity from being rounded by the export after all."""
-    model = make_bert()
-    method = Quantization(patterns=["*.attention.*"], excluded=["*.value"], embeddings=False)
-    method.attach(model)
-    bake(model)
-    files = export_variants(model, tmp_path, plan=method.plan)
-    operators = [node.op_type for node in onnx.load(files["int8-dynamic"]).graph.node]
-    assert operators.count("MatMulInteger") == 3
-    assert operators.count("MatMul") + operators.count("Gemm") == 5
-    (table,) = [t for t in onnx.load(files["int8-dynamic"]).graph.initializer if "word_embeddings" in t.name]
-    assert table.data_type == onnx.TensorProto.FLOAT
+    attention = "bert.encoder.layer.0.attention"
+    chosen = [f"{attention}.self.query", f"{attention}.output.dense", "classifier"]
+    plan = QuantizationPlan(scheme, chosen, embeddings="none", inputs=dict.fromkeys(chosen, (0.1, 100)))
+    quantize, operator = PLANS[scheme]
+    graph = onnx.load(quantize(classifier.file, tmp_path / "quantized.onnx", plan=plan)).graph
+    operators = [node.op_type for node in graph.node]
+    assert operators.count(operator) == 3
+    floats = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
+    assert sum(node.op_type in ("MatMul", "Gemm") and node.input[1] in floats for node in graph.node) == 5
+    assert "model.bert.embeddings.word_embeddings.weight" in floats
 
 
-def test_a_plan_of_another_model_is_refused(make_bert: Callable[..., PreTrainedModel], tmp_path: Path) -> None:
+def test_a_plan_of_another_model_is_refused(classifier: Any, tmp_path: Path) -> None:
     """Prevents a float32 file that is called int8."""
-    method = Quantization()
-    method.attach(gpt2())
-    with pytest.raises(ExportError, match="none of the 5 quantized modules is in the ONNX file"):
-        export_variants(make_bert(), tmp_path, plan=method.plan)
+    plan = QuantizationPlan("int8-dynamic", ["transformer.h.0.attn.c_attn"])
+    with pytest.raises(ExportError, match="none of the 1 quantized modules is in the ONNX file"):
+        quantize_dynamic(classifier.file, tmp_path / "quantized.onnx", plan=plan)

@@ -45,7 +45,8 @@ SPOILED = {
         {"--quantized_modules": "*.atention.*"},
         r"the pattern \*\.atention\.\* matches none of the 26 ",
     ),
-    "never": ({"--quantization_start": "1"}, r"--quantization_start 1\.0 must be a share of the run"),
+    "never": ({"--quantization_start": "1"}, r"starts at 1\.0 of the run and ranges freeze at 0\.9"),
+    "nothing to learn": ({"--activation_ranges": "learned"}, r"int8-dynamic has no ranges to learn"),
     "no such scheme": ({"--scheme": "int3"}, r"--scheme.*'int3'"),
 }
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel, set_seed
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel, TrainerCallback, set_seed
 
 from prunelle.compression import bake
 from prunelle.trainers import (
@@ -62,11 +62,16 @@ def state(trainer: CompressionTrainer) -> dict[str, torch.Tensor]:
     return trainer.accelerator.unwrap_model(trainer.model).state_dict()
 
 
-@pytest.mark.parametrize("step", [2, 6], ids=["before rounding", "while rounding"])
-def test_a_run_with_pruning_resumes_to_the_bit(tmp_path: Path, step: int) -> None:
-    """Prevents rounding from starting anew, or early, in a run that goes on from a checkpoint."""
+RUNS = {
+    "before rounding": (2, {"quantization_start": 0.5}),
+    "while rounding": (6, {"scheme": "int8-static", "activation_ranges": "learned", "range_freeze": 0.6}),
+}
+
+
+@pytest.mark.parametrize(("step", "quantization"), RUNS.values(), ids=RUNS)
+def test_a_run_with_pruning_resumes_to_the_bit(tmp_path: Path, step: int, quantization: dict[str, Any]) -> None:
+    """Prevents rounding, calibration or learned scales from starting anew in a run that goes on from a checkpoint."""
     more = {"save_strategy": "steps", "save_steps": step, "per_device_train_batch_size": 4}
-    quantization = {"quantization_start": 0.5}
     whole = quantize(tmp_path, quantization, **more)
     resumed = quantize(tmp_path, quantization, **more, resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
     for key, tensor in state(whole).items():
@@ -92,3 +97,24 @@ def test_a_model_is_quantized_while_it_is_distilled(tmp_path: Path) -> None:
     assert before > 0
     trainer.train()
     assert trainer.evaluate()["eval_loss"] < 0.8 * before
+
+
+def test_ranges_are_calibrated_first_and_frozen_last(tmp_path: Path) -> None:
+    """Prevents a first step on ranges of nothing, and a range that moves after the last look at the data."""
+    chosen = QuantizationArguments(scheme="int8-static", activation_ranges="learned", range_freeze=0.5)
+    trainer = QATTrainer(
+        model(), FinetuningArguments(**settings(tmp_path, learning_rate=0.1)), chosen, train_dataset=rows()
+    )
+    seen: list[torch.Tensor] = []
+    quantizer = trainer.model.bert.encoder.layer[0].output.dense.input_quantizer
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            seen.append(quantizer.scale.detach().clone())
+
+    trainer.add_callback(Watch())
+    trainer.train()
+    assert len(seen) == 8
+    assert 0 < seen[0] < 0.1
+    assert not torch.equal(seen[0], seen[3])
+    assert all(torch.equal(scale, seen[4]) for scale in [*seen[5:], quantizer.scale])

@@ -9,7 +9,16 @@ from torch import nn
 
 from prunelle.compression import bake
 from prunelle.compression.pruning import CubicSchedule, Pruning
-from prunelle.compression.quantization import DynamicInput, Int8Table, Int8Weight, Quantization
+from prunelle.compression.quantization import (
+    DynamicInput,
+    Int4Weight,
+    Int8Rows,
+    Int8Table,
+    Int8Weight,
+    Quantization,
+    StaticInput,
+)
+from prunelle.compression.quantization.rounding import round_within
 from prunelle.errors import InputError
 
 
@@ -54,6 +63,72 @@ def test_each_output_has_64_steps_on_either_side(input_axis: int) -> None:
     assert torch.equal(Int8Weight(input_axis)(found.float()), found.float()), "rounded once, it stays"
 
 
+def naive_block(block: list[float], symmetric: bool) -> list[float]:
+    """16 steps of one scale: 4 bits as onnxruntime stores them."""
+    low, high = min(block), max(block)
+    if symmetric:
+        scale, zero = (high if abs(high) > abs(low) else low) / -8, 8
+    else:
+        scale = (max(high, 0) - min(low, 0)) / 15
+        zero = round(-min(low, 0) / scale)
+    return [(min(max(round(weight / scale) + zero, 0), 15) - zero) * scale for weight in block]
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("input_axis", [0, 1])
+def test_each_block_has_16_steps(input_axis: int, symmetric: bool) -> None:
+    """Prevents blocks along the wrong axis, a last block that takes in padding, and a 17th step."""
+    weight = torch.randn(3, 10, generator=torch.Generator().manual_seed(2)).double()
+    expected = [[w for n in (0, 4, 8) for w in naive_block(row[n : n + 4], symmetric)] for row in weight.tolist()]
+    quantizer = Int4Weight(input_axis, block_size=4, symmetric=symmetric)
+    found = quantizer(weight) if input_axis == 1 else quantizer(weight.T).T
+    torch.testing.assert_close(found, torch.tensor(expected).double(), rtol=1e-6, atol=1e-6)
+    assert not Int4Weight(1, 4, symmetric)(torch.zeros(2, 8)).any()
+
+
+def test_each_row_of_a_table_has_a_scale() -> None:
+    """Prevents one long vector from making all others coarse."""
+    table = torch.randn(5, 8, generator=torch.Generator().manual_seed(3)).double() * torch.logspace(-3, 2, 5)[:, None]
+    expected = [[round(v / max(map(abs, row)) * 127) * max(map(abs, row)) / 127 for v in row] for row in table.tolist()]
+    torch.testing.assert_close(Int8Rows()(table), torch.tensor(expected).double(), rtol=1e-6, atol=1e-9)
+
+
+def test_gradients_of_a_learned_scale_are_those_of_the_paper() -> None:
+    """Prevents a scale that is pulled the wrong way by what is clipped, and gradients through clipped values."""
+    values = (torch.randn(4, 6, generator=torch.Generator().manual_seed(4)) * 3).double().requires_grad_()
+    scale = torch.tensor(0.02).double().requires_grad_()
+    outward = torch.randn(4, 6, generator=torch.Generator().manual_seed(5)).double()
+    (round_within(values, scale, torch.tensor(-100.0), torch.tensor(155.0)) * outward).sum().backward()
+    to_scale, to_values = 0.0, []
+    for value, weight in zip(values.flatten().tolist(), outward.flatten().tolist(), strict=True):
+        steps = value / 0.02
+        clipped = min(max(round(steps), -100), 155)
+        inside = -100.5 <= steps <= 155.5
+        to_scale += weight * (clipped - steps if inside else clipped)
+        to_values.append(weight if inside else 0.0)
+    assert 0 < sum(not gradient for gradient in to_values) < 24
+    torch.testing.assert_close(values.grad.flatten(), torch.tensor(to_values).double())
+    assert scale.grad.item() == pytest.approx(to_scale / (255 * 6) ** 0.5, rel=1e-5)
+
+
+def test_static_ranges_are_moving_averages_until_they_freeze() -> None:
+    """Prevents ranges that evaluation data move, that move to the end of the run, or that begin at zero."""
+    quantizer = StaticInput()
+    quantizer.calibrating = True
+    quantizer(torch.tensor([[-1.0, 3.0]]))
+    assert (quantizer.low.item(), quantizer.high.item()) == (-1.0, 3.0)
+    assert quantizer.scale.item() == pytest.approx(4 / 255)
+    assert quantizer.zero.item() == 64
+    quantizer.calibrating, quantizer.enabled, quantizer.observing = False, True, True
+    rounded = quantizer.train()(torch.tensor([[-2.0, 4.0]]))
+    assert (quantizer.low.item(), quantizer.high.item()) == pytest.approx((-1.1, 3.1))
+    assert rounded.max().item() == pytest.approx(3.1, abs=0.02)
+    for change in ({"training": False}, {"observing": False}):
+        vars(quantizer).update({"training": True, "observing": True} | change)
+        quantizer(torch.tensor([[-9.0, 9.0]]))
+        assert quantizer.high.item() == pytest.approx(3.1)
+
+
 @pytest.mark.parametrize("name", ["BertForSequenceClassification", "GPT2ForSequenceClassification"])
 def test_gradients_pass_straight_through(make: Any, batch: Any, name: str) -> None:
     """Prevents rounding's own gradient, which is zero, from stopping the training."""
@@ -81,6 +156,14 @@ def test_nothing_is_rounded_before_the_start(make: Any, batch: Any) -> None:
     method.finish()
 
 
+def test_static_ranges_are_wanted_before_the_first_step(make: Any) -> None:
+    """Prevents a loop without calibration from rounding everything to whole numbers."""
+    method = Quantization("int8-static")
+    method.attach(make("BertForSequenceClassification"))
+    with pytest.raises(RuntimeError, match="have to be calibrated before the first step"):
+        method.step(0.0)
+
+
 def test_a_mask_comes_before_the_quantizer(make: Any, batch: Any) -> None:
     """Prevents scales from weights that the mask takes away, and masked weights that rounding brings back."""
     model = make("BertForSequenceClassification")
@@ -101,7 +184,7 @@ def test_what_is_baked_is_a_stock_model_on_the_grid(make: Any, batch: Any, name:
     stock = set(model.state_dict())
     method = Quantization()
     method.attach(model)
-    weights = {name: model.get_submodule(name).weight.detach().clone() for name in method.plan.linear}
+    weights = {name: model.get_submodule(name).weight.detach().clone() for name in method.plan().linear}
     bake(model)
     assert set(model.state_dict()) == stock
     assert not any(module._forward_pre_hooks for module in model.modules())
@@ -118,10 +201,10 @@ def test_what_is_baked_is_a_stock_model_on_the_grid(make: Any, batch: Any, name:
 
 def test_modules_are_chosen_by_pattern(make: Any) -> None:
     """Prevents a pattern that catches nothing, or more than it says."""
-    method = Quantization(patterns=["*.attention.*", "classifier"], excluded=["*.0.*"], embeddings=False)
+    method = Quantization(patterns=["*.attention.*", "classifier"], excluded=["*.0.*"], embeddings="none")
     method.attach(make("BertForSequenceClassification"))
-    assert len(method.plan.linear) == 4 * 4 + 1
-    assert not method.plan.embeddings
+    assert len(method.plan().linear) == 4 * 4 + 1
+    assert not method.plan().tables
     with pytest.raises(InputError, match=r"the pattern \*\.atention\.\* matches none"):
         Quantization(patterns=["*.atention.*"]).attach(make("BertForSequenceClassification"))
 
@@ -130,7 +213,7 @@ def test_tied_weights_stay_as_they_are(make: Any) -> None:
     """Prevents a table whose rounding silently changes the head that shares it."""
     method = Quantization()
     method.attach(make("GPT2LMHeadModel"))
-    assert method.plan.embeddings == ["transformer.wpe"]
-    assert "lm_head" not in method.plan.linear
+    assert method.plan().tables == ["transformer.wpe"]
+    assert "lm_head" not in method.plan().linear
     with pytest.raises(InputError, match="lm_head shares its weight with "):
         Quantization(patterns=["lm_head"]).attach(make("GPT2LMHeadModel"))
