@@ -11,7 +11,7 @@ def bake(model: nn.Module) -> list[str]:
     """Ends every compression method of a model in one step, in place: each weight becomes what was computed with.
 
     What is left is the stock model, whose checkpoint stock `from_pretrained` loads. Its inputs are no longer rounded:
-    the exported file does that.
+    the exported file does that. (Pruned layers still hand on what they are given; `remove_layers` takes them out.)
 
     Args:
         model: Carrying any number of parametrizations, or none.

@@ -1,16 +1,16 @@
 """How a run of training ends: exported, compared and written down."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
 
-from prunelle.compression.pruning import shrink
 from prunelle.compression.quantization import QuantizationPlan
 from prunelle.compression.record import write_record
-from prunelle.compression.shapes import layer_shapes
 from prunelle.export import export_and_report, report_on_sequences
 from prunelle.export.data import answers_of
 from prunelle.tasks import Task
@@ -27,7 +27,7 @@ def close(
     teacher: LoadedModel | None = None,
     teacher_folder: str | None = None,
     plan: QuantizationPlan | None = None,
-    round_to: int | None = None,
+    compact: Callable[[PreTrainedModel], PreTrainedModel] | None = None,
     **record: Any,
 ) -> None:
     """Evaluate what was trained, save it, export it, and print the table of what that did to it.
@@ -37,15 +37,14 @@ def close(
     Args:
         collator: The task's own. The trainer's may look for cached answers, which other data has none of.
         plan: What of the model was trained to be quantized.
-        round_to: Where pruned heads and feed-forward dimensions are to be taken out, what the latter that are left
-            are a multiple of.
+        compact: What makes the model smaller before it is saved.
         record: What `compression.json` is to say beside the data and the logs.
     """
     folder = Path(str(trainer.args.output_dir))
     trainer.evaluate()
-    if round_to is not None:  # after the evaluation, whose loss may compare heads with the teacher's
-        trainer.model = shrink(trainer.accelerator.unwrap_model(trainer.model), round_to)
-        record["layer_shapes"] = layer_shapes(trainer.model)
+    if compact is not None:  # after the evaluation, whose loss may compare heads and layers with the teacher's
+        trainer.model = compact(trainer.accelerator.unwrap_model(trainer.model))
+        record["layer_shapes"] = getattr(trainer.model.config, "layer_shapes", None)
     save_model(trainer, folder)
     if not trainer.is_world_process_zero():
         return

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from prunelle.cli import parse, run
 from prunelle.compression import bake
 from prunelle.compression.anatomy import dissect
-from prunelle.compression.pruning import density_by_weight
+from prunelle.compression.pruning import density_by_weight, kept_layers
 from prunelle.launch import start
 from prunelle.scripts._closing import close
 from prunelle.tasks import TASKS, DataArguments
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
         trainer = DistillationTrainer(pruned.model, teacher.model, arguments, methods, folders, **inputs)
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
 
-    weights = [name for name in bake(trainer.model) if name.endswith(".weight")]
+    names = bake(trainer.model)
     close(
         trainer,
         task,
@@ -55,10 +55,11 @@ def main(argv: Sequence[str]) -> None:
         inputs["data_collator"],
         teacher,
         models.teacher_name_or_path,
-        round_to=pruning.round_to if pruning.shrink else None,
+        compact=pruning.compact,
         methods=["prune"] if teacher is None else ["distill", "prune"],
         recipe=recipe,
-        density=density_by_weight(trainer.model, weights),
+        density=density_by_weight(trainer.model, names),
+        kept_layers=kept_layers(trainer.model),
     )
 
 

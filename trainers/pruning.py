@@ -7,7 +7,15 @@ from typing import Any, Literal
 from transformers import PreTrainedModel, TrainingArguments
 
 from prunelle.compression import CompressionMethod
-from prunelle.compression.pruning import SHARED, CubicSchedule, OneShotSchedule, Pruning
+from prunelle.compression.pruning import (
+    LAYERS,
+    SHARED,
+    CubicSchedule,
+    OneShotSchedule,
+    Pruning,
+    remove_layers,
+    shrink,
+)
 from prunelle.compression.pruning.unit_masks import LEARNED
 from prunelle.errors import InputError
 from prunelle.tasks import Task
@@ -28,7 +36,7 @@ class PruningArguments:
         default_factory=lambda: ["weights"],
         metadata={
             "help": "What goes as one: weights, rows, columns, blocks as 32x32, patterns as 2:4, heads, ffn (its "
-            "dimensions). Of several, each takes the modules that those before it left."
+            "dimensions), layers. Of several, each takes the modules that those before it left."
         },
     )
     score: Literal["magnitude", "movement", "soft_movement", "l0", "taylor", "wanda", "head_importance", "random"] = (
@@ -54,6 +62,10 @@ class PruningArguments:
     )
     excluded_modules: list[str] = field(
         default_factory=list, metadata={"help": "Shell patterns of those to leave out again."}
+    )
+    pruned_layers: list[int] = field(
+        default_factory=list,
+        metadata={"help": "Of --structure layers, those that are to go, counted from 0; --density is not theirs."},
     )
     shrink: bool | None = field(
         default=None,
@@ -99,6 +111,10 @@ class PruningArguments:
             raise InputError(f"--calibration_samples {self.calibration_samples} must be at least 1")
         if self.schedule == "one_shot" and (self.pruning_warmup, self.pruning_cooldown) != (0.1, 0.3):
             raise InputError("--schedule one_shot has no --pruning_warmup and no --pruning_cooldown: leave them out")
+        if self.pruned_layers and LAYERS not in self.structure:
+            raise InputError("--pruned_layers needs --structure layers")
+        if LAYERS in self.structure[1:]:
+            raise InputError("--structure names layers first: whatever else is pruned lies in them")
         if self.round_to < 1:
             raise InputError(f"--round_to {self.round_to} must be at least 1")
         if self.shrink is None:
@@ -122,10 +138,17 @@ class PruningArguments:
                 calibration_samples=self.calibration_samples,
                 patterns=self.pruned_modules,
                 excluded=self.excluded_modules,
+                pruned_layers=self.pruned_layers if structure == LAYERS else (),
                 seed=seed,
             )
             for structure, density in zip(self.structure, densities, strict=True)
         ]
+
+    def compact(self, model: PreTrainedModel) -> PreTrainedModel:
+        """A pruned and baked model without its pruned layers, and if asked for without heads and dimensions."""
+        if LAYERS in self.structure:
+            model = remove_layers(model)
+        return shrink(model, self.round_to) if self.shrink else model
 
     def _schedule(self, density: float) -> OneShotSchedule:
         if self.schedule == "one_shot":

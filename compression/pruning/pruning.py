@@ -12,10 +12,11 @@ from transformers import PreTrainedModel
 
 from prunelle.compression.method import CompressionMethod
 from prunelle.compression.pruning.calibration import gate_gradients, input_norms
+from prunelle.compression.pruning.layers import gate_layers
 from prunelle.compression.pruning.masks import IS_OPEN, HardConcreteMask, Mask, WandaMask
 from prunelle.compression.pruning.schedule import OneShotSchedule
 from prunelle.compression.pruning.selection import keep_highest_in_rows, keep_highest_of_all, keep_highest_of_each
-from prunelle.compression.pruning.structures import check_structure, find_groups, pattern_density
+from prunelle.compression.pruning.structures import LAYERS, UnitGroup, check_structure, find_groups, pattern_density
 from prunelle.compression.pruning.targets import find_prunable
 from prunelle.compression.pruning.unit_masks import CALIBRATED, LEARNED, UnitMasks
 from prunelle.errors import InputError
@@ -64,7 +65,8 @@ class Pruning(CompressionMethod):
         score_penalty: Weight of the mean sigmoid of learned scores in the loss, for L0 of the expected share of
             open gates. By default 1 for soft movement and L0, and 0 for movement.
         calibration_samples: How many examples are looked at before the first step, where the score wants some.
-        patterns, excluded: As `find_prunable` takes them.
+        patterns, excluded: As `find_prunable` takes them. Layers are pruned whole.
+        pruned_layers: Of `layers`, those that are to go; the schedule's density is then that of the others.
         seed: Of random scores and of noise.
 
     Attributes:
@@ -89,6 +91,7 @@ class Pruning(CompressionMethod):
         calibration_samples: int = 128,
         patterns: Sequence[str] = (),
         excluded: Sequence[str] = (),
+        pruned_layers: Sequence[int] = (),
         seed: int = 0,
     ) -> None:
         check_structure(structure)
@@ -102,13 +105,15 @@ class Pruning(CompressionMethod):
             raise InputError(f"head_importance ranks heads, not {structure}")
         if ranking == "row" and structure != "weights":
             raise InputError(f"rows are ranked where weights go one by one, not for {structure}")
+        if structure == LAYERS and score in ("magnitude", "wanda") and not pruned_layers:
+            raise InputError("layers have no magnitude: choose another score, or say which are to go")
         self.schedule, self.score, self.structure, self.score_init = schedule, score, structure, score_init
         usual = "global" if score in ("soft_movement", "l0") else "tensor"
         self.ranking = ranking or ("row" if score == "wanda" and structure == "weights" else usual)
         self.score_learning_rate = score_learning_rate
         self.score_penalty = score_penalty if score_penalty is not None else float(score in ("soft_movement", "l0"))
         self.calibration_samples, self.is_calibrated = calibration_samples, False
-        self.patterns, self.excluded, self.seed = patterns, excluded, seed
+        self.patterns, self.excluded, self.pruned_layers, self.seed = patterns, excluded, pruned_layers, seed
         self.groups: list[UnitMasks] = []
         self.frozen = False
 
@@ -119,11 +124,7 @@ class Pruning(CompressionMethod):
 
     def attach(self, model: PreTrainedModel) -> None:
         generator = torch.Generator().manual_seed(self.seed)
-        found = find_prunable(model, self.patterns, self.excluded)
-        free = {name: module for name, module in found.items() if not is_parametrized(module, "weight")}
-        if not free:
-            raise InputError(f"all {len(found)} modules carry masks already: nothing is left for {self.structure}")
-        groups = find_groups(model, self.structure, free)
+        groups = self._find_groups(model)
         for group in groups:
             if self.ranking == "tensor" and not round(self.schedule.density * group.count):
                 raise InputError(
@@ -135,7 +136,8 @@ class Pruning(CompressionMethod):
                     f"a density of {self.schedule.density} keeps none of the {group.row_length} weights in a row of "
                     f"{group.name}: give {1 / group.row_length:.2g} at least, or rank each tensor"
                 )
-        self.groups = [UnitMasks(model, group, self.score, self.score_init, generator) for group in groups]
+        score_init = "zero" if self.structure == LAYERS else self.score_init
+        self.groups = [UnitMasks(model, group, self.score, score_init, generator) for group in groups]
 
     def start(self, steps: int) -> None:
         self.schedule.check(steps)
@@ -184,7 +186,11 @@ class Pruning(CompressionMethod):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         scores = list(self._learned().values())
-        return [{"params": scores, "lr": self.score_learning_rate, "weight_decay": 0.0}] if scores else []
+        groups = [{"params": scores, "lr": self.score_learning_rate, "weight_decay": 0.0}] if scores else []
+        if self.structure == LAYERS:  # gates are 1, and masks alone close them
+            gates = [module.parametrizations.weight.original for module in self.groups[0].modules.values()]
+            groups.append({"params": gates, "lr": 0.0, "weight_decay": 0.0})
+        return groups
 
     def check_gradients(self) -> None:
         for group in self.groups:
@@ -259,6 +265,18 @@ class Pruning(CompressionMethod):
         for mask in self.masks.values():
             if isinstance(mask, HardConcreteMask):
                 mask.frozen = True
+
+    def _find_groups(self, model: PreTrainedModel) -> list[UnitGroup]:
+        if self.structure == LAYERS:
+            group = gate_layers(model, self.pruned_layers)
+            if self.pruned_layers:
+                self.schedule = replace(self.schedule, density=1 - len(set(self.pruned_layers)) / group.count)
+            return [group]
+        found = find_prunable(model, self.patterns, self.excluded)
+        free = {name: module for name, module in found.items() if not is_parametrized(module, "weight")}
+        if not free:
+            raise InputError(f"all {len(found)} modules carry masks already: nothing is left for {self.structure}")
+        return find_groups(model, self.structure, free)
 
     def _learned(self) -> dict[str, nn.Parameter]:
         return {group.group.name: group.learned for group in self.groups if group.learned is not None}

@@ -14,6 +14,7 @@ from prunelle.compression.anatomy import Units, dissect, matrix
 from prunelle.errors import InputError
 
 SHARED = ("heads", "ffn")  # units that lie on several weights
+LAYERS = "layers"
 
 # Whether the outputs and the inputs of a matrix are units of their own.
 _COUNTED = {"weights": (True, True), "rows": (True, False), "columns": (False, True)}
@@ -89,11 +90,13 @@ class UnitGroup:
         layouts: by qualified name of the module. The units stand in the same order in all of them.
         pattern: for N:M, how many of each run of weights along the inputs stay, and the run's length; it is the last
             part of the inputs.
+        offsets: (units,) what is added to scores: infinite for units that are to stay, or to go, whatever their score.
     """
 
     name: str
     layouts: dict[str, Layout]
     pattern: tuple[int, int] | None = None
+    offsets: Tensor | None = None
 
     @property
     def masks_biases(self) -> bool:
@@ -121,6 +124,8 @@ class UnitGroup:
 
         While density falls from 1 to N/M the others go one by one, so that the end is the pattern itself.
         """
+        if self.offsets is not None:
+            scores = scores + self.offsets.to(scores)
         if self.pattern is None:
             return scores
         (layout,) = self.layouts.values()
@@ -164,8 +169,8 @@ def check_structure(structure: str) -> None:
     block, pattern = _numbers(structure, "x"), _numbers(structure, ":")
     is_block = block is not None and min(block) > 0
     is_pattern = pattern is not None and 0 < pattern[0] < pattern[1]
-    if not (structure in _COUNTED or structure in SHARED or is_block or is_pattern):
-        known = ", ".join((*_COUNTED, *SHARED))
+    if not (structure in (*_COUNTED, *SHARED, LAYERS) or is_block or is_pattern):
+        known = ", ".join((*_COUNTED, *SHARED, LAYERS))
         raise InputError(f"no structure {structure}: give {known}, blocks as 32x32, or a pattern as 2:4")
 
 

@@ -46,20 +46,20 @@ def test_a_trained_model_is_pruned_with_itself_as_teacher(
     assert accuracy["student"] > 0.9
 
 
-def test_a_model_is_pruned_by_heads_and_dimensions_and_comes_out_small(
-    sound: dict[str, str], teacher: str, tmp_path: Path
-) -> None:
+def test_heads_dimensions_and_layers_are_taken_out(sound: dict[str, str], teacher: str, tmp_path: Path) -> None:
     """Prevents zeros that are sold as speed: the checkpoint and the ONNX file are those of the small model."""
-    flags = {"--teacher_name_or_path": teacher, "--relation_weight": "1", "--learning_rate": "1e-3"}
-    assert prune(sound | flags, "--structure", "heads", "ffn", "--density", "0.5", "0.4", "--round_to", "4") == 0
+    flags = {"--teacher_name_or_path": teacher, "--relation_weight": "1", "--pruned_layers": "2"}
+    structure = ["--structure", "layers", "heads", "ffn", "--density", "0.5", "0.5", "0.4", "--round_to", "4"]
+    assert prune(sound | flags, *structure, "--learning_rate", "1e-3") == 0
     small, dense = from_pretrained(str(tmp_path / "run")), from_pretrained(teacher)
-    assert [(layer.heads.count, layer.ffn.count) for layer in dissect(small)] == [(1, 28)] * 4  # of 64, 26 are left
-    assert small.num_parameters() < 0.7 * dense.num_parameters()
+    assert [(layer.heads.count, layer.ffn.count) for layer in dissect(small)] == [(1, 28)] * 3  # of 64, 26 are left
     record = json.loads((tmp_path / "run" / "compression.json").read_text())
-    assert [shape["ffn"] for shape in record["layer_shapes"]] == [28] * 4
+    assert [shape["ffn"] for shape in record["layer_shapes"]] == [28] * 3
+    assert record["kept_layers"] == [0, 1, 3]
+    assert len(record["density"]) == 4 * 6
     files = [Path(folder) / "onnx" / "model.onnx" for folder in (tmp_path / "run", tmp_path / "dense")]
     export_onnx(dense, files[1])
-    assert files[0].stat().st_size < files[1].stat().st_size
+    assert files[0].stat().st_size < 0.8 * files[1].stat().st_size
     words = torch.arange(5, 15)[None]
     logits = OnnxRunner(files[0], "onnx", parameters=0)({"input_ids": words, "attention_mask": torch.ones_like(words)})
     with torch.no_grad():
@@ -82,6 +82,8 @@ SPOILED = {
     "no room to prune": ({"--pruning_warmup": "0.7"}, r"0\.7 and a cool-down of 0\.3 leave nothing"),
     "no such structure": ({"--structure": "head"}, r"no structure head: give weights, rows, columns, heads, ffn, "),
     "a block too large": ({"--structure": "64x64"}, r"64x64 does not divide \S*query, which has 32 outputs and 32 "),
+    "no layers to choose from": ({"--pruned_layers": "1"}, "--pruned_layers needs --structure layers"),
+    "layers without magnitude": ({"--structure": "layers", "--score": "magnitude"}, "layers have no magnitude"),
     "rounded to nothing": ({"--round_to": "0"}, r"--round_to 0 must be at least 1"),
     "no such score": ({"--score": "momentum"}, r"--score.*'momentum'"),
     "nothing learned yet": ({"--schedule": "one_shot"}, r"movement scores are learned in training, and this schedule"),

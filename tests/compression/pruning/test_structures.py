@@ -292,7 +292,10 @@ def test_of_several_structures_each_takes_what_is_left() -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"structure": "head"}, "no structure head: give weights, rows, columns, heads, ffn, blocks as 32x32, or"),
+        (
+            {"structure": "head"},
+            "no structure head: give weights, rows, columns, heads, ffn, layers, blocks",
+        ),
         ({"structure": "0x4"}, "no structure 0x4"),
         ({"structure": "4:4"}, "no structure 4:4"),
         ({"structure": "32x32"}, r"32x32 does not divide \S*query, which has 16 outputs and 16 inputs"),
