@@ -6,6 +6,9 @@ prunelle qat --model_name_or_path runs/teacher --train_file reviews.csv --output
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+from torch.utils.data import DataLoader
 
 from prunelle.cli import parse, run
 from prunelle.compression import bake
@@ -17,7 +20,7 @@ from prunelle.trainers.distillation import check_pair
 from prunelle.trainers.finetuning import trainer_data
 from prunelle.trainers.models import check_length, load_or_start
 from prunelle.trainers.pruning import check_distillation_flags, load_dense_teacher
-from prunelle.trainers.quantization import QuantizedModelArguments
+from prunelle.trainers.quantization import QuantizedModelArguments, leave_out_sensitive
 
 ARGUMENTS = (DataArguments, QuantizedModelArguments, DistillationArguments, QuantizationArguments)
 
@@ -34,6 +37,10 @@ def main(argv: Sequence[str]) -> None:
         encoded = task.encode(quantized.tokenizer)
 
     inputs = trainer_data(task, quantized.tokenizer, encoded)
+    examples = DataLoader(
+        encoded["validation"], arguments.per_device_eval_batch_size, collate_fn=inputs["data_collator"]
+    )
+    quantization = leave_out_sensitive(quantization, quantized.model, examples, Path(str(arguments.output_dir)))
     method = quantization.method()
     if teacher is None:
         trainer = CompressionTrainer(quantized.model, arguments, [method], **inputs)

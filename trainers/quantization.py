@@ -1,16 +1,21 @@
 """Quantization-aware training: what it is asked for by flags, and the trainer that does it on labels alone."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from transformers import PreTrainedModel, TrainingArguments
 
 from prunelle.compression import CompressionMethod
-from prunelle.compression.quantization import Quantization
+from prunelle.compression.quantization import Quantization, SensitivityTest
 from prunelle.errors import InputError
 from prunelle.trainers.compression import CompressionTrainer
 from prunelle.trainers.pruning import PrunedModelArguments
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -51,7 +56,24 @@ class QuantizationArguments:
         default=0.9, metadata={"help": "The share of the run after which the ranges of int8-static stay."}
     )
 
+    sensitivity_report: bool = field(
+        default=False,
+        metadata={
+            "help": "Before training, quantize one module at a time, and write sensitivity.json: accuracy on the "
+            "validation data, divergence and changed predictions against float32."
+        },
+    )
+    keep_accuracy: float | None = field(
+        default=None,
+        metadata={
+            "help": "Leave out the fewest modules, the most sensitive, without which quantizing costs no more than "
+            "these points of accuracy before training."
+        },
+    )
+
     def __post_init__(self) -> None:
+        if self.keep_accuracy is not None and not 0 <= self.keep_accuracy <= 100:
+            raise InputError(f"--keep_accuracy {self.keep_accuracy} must be points of accuracy: from 0 to 100")
         if self.quantization_samples < 1:
             raise InputError(f"--quantization_samples {self.quantization_samples} must be at least 1")
         if self.scheme != "int8-static" and self.activation_ranges == "learned":
@@ -72,6 +94,32 @@ class QuantizationArguments:
             start=self.quantization_start,
             freeze=self.range_freeze,
         )
+
+
+def leave_out_sensitive(
+    arguments: QuantizationArguments, model: PreTrainedModel, batches: Iterable[Mapping[str, Any]], folder: Path
+) -> QuantizationArguments:
+    """Measure which modules bear quantization badly, if that is asked for, and write `sensitivity.json`.
+
+    Args:
+        arguments: What is asked for.
+        model: Not trained for quantization yet. It stays as it is.
+        batches: The validation data, with labels.
+        folder: Where the report goes.
+
+    Returns:
+        The arguments, with the modules that `--keep_accuracy` leaves out.
+    """
+    if arguments.keep_accuracy is None and not arguments.sensitivity_report:
+        return arguments
+    test = SensitivityTest(model, arguments.method(), list(batches))
+    modules = test.one_by_one()
+    left_out = [] if arguments.keep_accuracy is None else test.left_out(arguments.keep_accuracy / 100, modules)
+    logger.info("%d modules are left out of the quantization: %s", len(left_out), ", ".join(left_out) or "none")
+    report = {"accuracy": test.accuracy, "left_out": left_out, "modules": [asdict(each) for each in modules]}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sensitivity.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return replace(arguments, unquantized_modules=[*arguments.unquantized_modules, *left_out])
 
 
 @dataclass

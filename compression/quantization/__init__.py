@@ -5,6 +5,8 @@ from prunelle.compression.quantization.inputs import StaticInput as StaticInput
 from prunelle.compression.quantization.plan import QuantizationPlan as QuantizationPlan
 from prunelle.compression.quantization.plan import read_plan as read_plan
 from prunelle.compression.quantization.quantization import Quantization as Quantization
+from prunelle.compression.quantization.sensitivity import Sensitivity as Sensitivity
+from prunelle.compression.quantization.sensitivity import SensitivityTest as SensitivityTest
 from prunelle.compression.quantization.weights import Int4Weight as Int4Weight
 from prunelle.compression.quantization.weights import Int8Rows as Int8Rows
 from prunelle.compression.quantization.weights import Int8Table as Int8Table
@@ -18,6 +20,8 @@ __all__ = [
     "Int8Weight",
     "Quantization",
     "QuantizationPlan",
+    "Sensitivity",
+    "SensitivityTest",
     "StaticInput",
     "read_plan",
 ]

@@ -1,6 +1,6 @@
 """Quantization-aware training: a model learns to predict with the weights and inputs that its file will have."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -120,6 +120,13 @@ class Quantization(CompressionMethod):
                 self.frozen = {name: scale.detach().clone() for name, scale in scales.items()}
             for name, scale in scales.items():
                 scale.data.copy_(self.frozen[name])
+
+    def enable(self, names: Collection[str]) -> None:
+        """Round what belongs to the modules of these names, and nothing else, until the next step."""
+        for name, module in (self.linear | self.tables).items():
+            for quantizer in module.modules():
+                if isinstance(quantizer, FakeQuantizer):
+                    quantizer.enabled = name in names
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         scales = [static.scale for static in self._static().values() if static.learned]

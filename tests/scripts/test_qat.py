@@ -25,9 +25,11 @@ def qat(flags: dict[str, str], *more: str) -> int:
 def test_a_trained_model_is_quantized_with_itself_as_teacher(sound: dict[str, str], tmp_path: Path) -> None:
     """Prevents a checkpoint that only this package loads, and a file that quantizes what was not trained for it."""
     words = ["--max_steps", "8", "--learning_rate", "1e-4", "--unquantized_modules", "classifier"]
-    assert qat(sound, *words, "--quantization_start", "0.25") == 0
+    assert qat(sound, *words, "--quantization_start", "0.25", "--keep_accuracy", "50") == 0
     run = tmp_path / "run"
     AutoModelForSequenceClassification.from_pretrained(run)
+    sensitivity = json.loads((run / "sensitivity.json").read_text())
+    assert (len(sensitivity["modules"]), sensitivity["left_out"]) == (4 * 6 + 1, [])
     record = json.loads((run / "compression.json").read_text())
     assert record["methods"] == ["distill", "quantize"]
     assert record["quantization"]["scheme"] == "int8-dynamic"
@@ -47,6 +49,7 @@ SPOILED = {
     ),
     "never": ({"--quantization_start": "1"}, r"starts at 1\.0 of the run and ranges freeze at 0\.9"),
     "nothing to learn": ({"--activation_ranges": "learned"}, r"int8-dynamic has no ranges to learn"),
+    "not points": ({"--keep_accuracy": "-1"}, r"--keep_accuracy -1\.0 must be points of accuracy"),
     "no such scheme": ({"--scheme": "int3"}, r"--scheme.*'int3'"),
 }
 
