@@ -37,6 +37,8 @@ VARIANTS = {
 
 def variant_of(plan: QuantizationPlan) -> str:
     """The variant that computes what a model was trained for."""
+    if plan.scheme in ("ternary", "binary"):
+        return "int8-dynamic" if plan.activations == "int8" else "fp32"
     return "int4" if plan.scheme == "int4-weight" else plan.scheme
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from prunelle.compression.quantization import QuantizationPlan
+from prunelle.compression.quantization import QuantizationPlan, save_packed
 from prunelle.compression.record import write_record
 from prunelle.export import export_and_report, report_on_sequences
 from prunelle.export.data import answers_of
@@ -68,5 +68,7 @@ def close(
     )
     if plan is not None:
         record["quantization"] = asdict(plan)
+        if plan.scheme in ("ternary", "binary"):
+            save_packed(model, plan, folder / "model_packed.safetensors")
     write_record(folder, data=task.fingerprint(), training=trainer.state.log_history, **record)
     print(report.to_text())

@@ -22,14 +22,14 @@ logger = logging.getLogger(__name__)
 class QuantizationArguments:
     """What is quantized, how, and when."""
 
-    scheme: Literal["int8-dynamic", "int8-static", "int4-weight"] = field(
+    scheme: Literal["int8-dynamic", "int8-static", "int4-weight", "ternary", "binary"] = field(
         default="int8-dynamic", metadata={"help": "What the exported file is to compute with."}
     )
     quantized_modules: list[str] = field(
         default_factory=list,
         metadata={
             "help": "Shell patterns of the linear modules to quantize, such as '*.attention.*'. By default all; with "
-            "int4-weight those within the layers."
+            "fewer than 8 bits those within the layers."
         },
     )
     unquantized_modules: list[str] = field(
@@ -42,6 +42,9 @@ class QuantizationArguments:
         default=32, metadata={"help": "Weights that share a scale (int4-weight).", "choices": [32, 64, 128]}
     )
     weight_symmetric: bool = field(default=False, metadata={"help": "No zero points (int4-weight)."})
+    activations: Literal["float32", "int8"] = field(
+        default="float32", metadata={"help": "What inputs of ternary and binary modules are."}
+    )
     quantization_start: float = field(
         default=0.0, metadata={"help": "The share of the run before anything is rounded."}
     )
@@ -89,6 +92,7 @@ class QuantizationArguments:
             embeddings=self.embeddings,
             block_size=self.weight_block_size,
             symmetric=self.weight_symmetric,
+            activations=self.activations,
             ranges=self.activation_ranges,
             calibration_samples=self.quantization_samples,
             start=self.quantization_start,

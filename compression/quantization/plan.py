@@ -6,7 +6,8 @@ from typing import Literal
 
 from prunelle.compression.record import read_record
 
-Scheme = Literal["int8-dynamic", "int8-static", "int4-weight"]
+Scheme = Literal["int8-dynamic", "int8-static", "int4-weight", "ternary", "binary"]
+Inputs = Literal["float32", "int8"]
 Embeddings = Literal["tensor", "row", "none"]
 
 
@@ -22,6 +23,7 @@ class QuantizationPlan:
         inputs: for `int8-static`, the scale and the zero point of the input of each linear module.
         block_size: for `int4-weight`, how many weights share a scale.
         symmetric: for `int4-weight`, whether there are no zero points.
+        activations: for `ternary` and `binary`, whether inputs are those of `int8-dynamic` or not quantized.
     """
 
     scheme: Scheme
@@ -31,6 +33,7 @@ class QuantizationPlan:
     inputs: dict[str, tuple[float, int]] = field(default_factory=dict)
     block_size: int = 32
     symmetric: bool = False
+    activations: Inputs = "float32"
 
 
 def read_plan(folder: Path | None) -> QuantizationPlan | None:

@@ -5,14 +5,22 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import register_parametrization
+from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 from transformers import PreTrainedModel
 
 from prunelle.compression.layers import find_layers
 from prunelle.compression.method import CompressionMethod
 from prunelle.compression.quantization.inputs import NAME, DynamicInput, StaticInput, quantize_inputs
-from prunelle.compression.quantization.plan import Embeddings, QuantizationPlan, Scheme
-from prunelle.compression.quantization.weights import FakeQuantizer, Int4Weight, Int8Rows, Int8Table, Int8Weight
+from prunelle.compression.quantization.plan import Embeddings, Inputs, QuantizationPlan, Scheme
+from prunelle.compression.quantization.weights import (
+    BinaryWeight,
+    FakeQuantizer,
+    Int4Weight,
+    Int8Rows,
+    Int8Table,
+    Int8Weight,
+    TernaryWeight,
+)
 from prunelle.compression.targets import LINEAR, match_modules, shared_weights
 from prunelle.errors import InputError
 
@@ -27,16 +35,20 @@ class Quantization(CompressionMethod):
     - `int8-static`: inputs of `StaticInput`, else the same: what `prunelle.export.quantize_static` writes.
     - `int4-weight`: weights of `Int4Weight`, and inputs as they are: what `prunelle.export.quantize_int4` writes.
 
+    - `ternary`, `binary`: weights of `TernaryWeight` or `BinaryWeight`, and inputs as they are or of `DynamicInput`.
+      int8 holds these weights exactly, and `pack` stores them in 2 bits or 1.
+
     After `bake` the weights lie on their grids, so that the export finds the scales that were trained with.
 
     Args:
         scheme: As above.
         patterns: Shell patterns of qualified names of linear modules, as `*.attention.*`. By default all of them, for
-            4 bits those within the layers, but for those that share their weight, such as a language model's head.
+            fewer than 8 bits those within the layers, but none that shares its weight, as a language model's head.
         excluded: Shell patterns of those to leave out again.
         embeddings: Whether tables of embeddings, where they share nothing, are of `Int8Table` (`tensor`), of
             `Int8Rows` (`row`) or not quantized.
         block_size, symmetric: As `Int4Weight` takes them.
+        activations: What inputs of ternary and binary modules are, `float32` or `int8`.
         ranges: Whether static ranges are moving averages, or their scales are learned from there.
         calibration_samples: How many examples static ranges are found on before the first step.
         start: The share of the run before anything is rounded.
@@ -55,6 +67,7 @@ class Quantization(CompressionMethod):
         embeddings: Embeddings = "tensor",
         block_size: int = 32,
         symmetric: bool = False,
+        activations: Inputs = "float32",
         ranges: Ranges = "moving_average",
         calibration_samples: int = 512,
         start: float = 0.0,
@@ -66,7 +79,7 @@ class Quantization(CompressionMethod):
                 "below the other, which is at most 1"
             )
         self.scheme, self.patterns, self.excluded, self.embeddings = scheme, patterns, excluded, embeddings
-        self.block_size, self.symmetric = block_size, symmetric
+        self.block_size, self.symmetric, self.activations = block_size, symmetric, activations
         self.ranges, self.calibration_samples = ranges, calibration_samples
         self.start_at, self.freeze_at = start, freeze
         self.linear: dict[str, nn.Module] = {}
@@ -78,7 +91,7 @@ class Quantization(CompressionMethod):
     def attach(self, model: PreTrainedModel) -> None:
         if model.config.is_encoder_decoder:
             raise InputError(f"{type(model).__name__} is not exported, so there is no file to train it for")
-        default = f"{find_layers(model).name}.*" if self.scheme == "int4-weight" else "*"
+        default = "*" if self.scheme.startswith("int8") else f"{find_layers(model).name}.*"
         linear = match_modules(model, LINEAR, self.patterns or [default], self.excluded)
         tables = match_modules(model, (nn.Embedding,)) if self.embeddings != "none" else {}
         shared = shared_weights(model)
@@ -88,7 +101,9 @@ class Quantization(CompressionMethod):
         self.tables = {name: module for name, module in tables.items() if name not in shared}
         if not self.linear:
             raise InputError(f"no linear module of {type(model).__name__} is left to quantize")
-        for module in self.linear.values():
+        for name, module in self.linear.items():
+            if self.scheme == "binary" and is_parametrized(module, "weight"):
+                raise InputError(f"{name} is pruned, and binary weights have no zero: make it ternary")
             self._round_linear(module)
         for module in self.tables.values():
             self._round_weight(module, Int8Table() if self.embeddings == "tensor" else Int8Rows())
@@ -129,7 +144,8 @@ class Quantization(CompressionMethod):
                     quantizer.enabled = name in names
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        scales = [static.scale for static in self._static().values() if static.learned]
+        parts = [part for quantizer in self.quantizers for part in quantizer.parameters()]
+        scales = [part for part in parts if part.requires_grad]
         return [{"params": scales, "weight_decay": 0.0}] if scales else []
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -153,6 +169,7 @@ class Quantization(CompressionMethod):
             inputs,
             self.block_size,
             self.symmetric,
+            self.activations,
         )
 
     def _static(self) -> dict[str, StaticInput]:
@@ -161,15 +178,22 @@ class Quantization(CompressionMethod):
 
     def _round_linear(self, module: nn.Module) -> None:
         input_axis = 1 if isinstance(module, nn.Linear) else 0
+        weight: Any = module.weight
         if self.scheme == "int4-weight":
             self._round_weight(module, Int4Weight(input_axis, self.block_size, self.symmetric))
-            return
-        self._round_weight(module, Int8Weight(input_axis))
-        inputs: FakeQuantizer = DynamicInput()
+        elif self.scheme in ("ternary", "binary"):
+            kind = TernaryWeight if self.scheme == "ternary" else BinaryWeight
+            self._round_weight(module, kind(weight, input_axis))
+        else:
+            self._round_weight(module, Int8Weight(input_axis))
+        inputs: FakeQuantizer | None = None
         if self.scheme == "int8-static":
-            inputs = StaticInput(next(module.parameters()).device, self.ranges == "learned")
-        quantize_inputs(module, inputs)
-        self.quantizers.append(inputs)
+            inputs = StaticInput(weight.device, self.ranges == "learned")
+        elif self.scheme == "int8-dynamic" or (self.scheme != "int4-weight" and self.activations == "int8"):
+            inputs = DynamicInput()
+        if inputs is not None:
+            quantize_inputs(module, inputs)
+            self.quantizers.append(inputs)
 
     def _round_weight(self, module: nn.Module, quantizer: FakeQuantizer) -> None:
         # Unsafe: the parametrization is not tried out on the weight, which it leaves of its shape and type.

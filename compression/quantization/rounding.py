@@ -39,6 +39,35 @@ class _RoundWithin(torch.autograd.Function):
         return torch.where(inside, gradient, 0.0), to_scale, None, None
 
 
+class _Scale(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, scale: Tensor, signs: Tensor, input_axis: int) -> Tensor:
+        ctx.save_for_backward(signs)
+        ctx.input_axis = input_axis
+        return signs * scale
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor, None, None]:
+        (gradient,) = gradients
+        (signs,) = ctx.saved_tensors
+        to_scale = (gradient * signs).sum(ctx.input_axis, keepdim=True) / signs.shape[ctx.input_axis] ** 0.5
+        return gradient, to_scale, None, None
+
+
+def scale_signs(weight: Tensor, scale: Tensor, signs: Tensor, input_axis: int) -> Tensor:
+    """What stands for a weight of so few bits that each is a sign, or zero, times a learned scale.
+
+    The weight's gradient is that of what stands for it, all of it: only its sign counts, so that no range ends
+    anywhere. The scale's is that of learned step size quantization (arXiv:1902.08153).
+
+    Args:
+        weight, signs: (outputs, inputs), or the other way round.
+        scale: the same, with 1 for inputs.
+        input_axis: where inputs are.
+    """
+    return _Scale.apply(weight, scale, signs, input_axis)
+
+
 def round_all(values: Tensor, scale: Tensor, lowest: Tensor | int, highest: Tensor | int) -> Tensor:
     """Rounds values to whole multiples of a scale, ties to the even one.
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prunelle.compression.quantization.rounding import UINT8_MAX, round_all, uint8_grid
+from prunelle.compression.quantization.rounding import UINT8_MAX, round_all, scale_signs, uint8_grid
 
 # 7 of the 8 bits: products of 8 would overflow the 16-bit sums of processors without int8 instructions.
 INT8_END = 64
@@ -65,6 +65,44 @@ class Int4Weight(FakeQuantizer):
         scale = torch.where(scale == 0, 1.0, scale)
         rounded = round_all(blocks, scale, lowest, highest)
         return rounded.flatten(1)[:, :inputs].movedim(1, self.input_axis)
+
+
+class TernaryWeight(FakeQuantizer):
+    """Makes of each weight a learned scale for its output, with its sign, or zero where it is small.
+
+    Small is what is below 0.7 of the mean magnitude of the output's weights, and the scale begins as the mean of those
+    that are not (Ternary Weight Networks, as in TernaryBERT, Zhang et al., arXiv:2009.12812).
+
+    Args:
+        weight: where the scale begins.
+        input_axis: as `Int8Weight` takes it.
+    """
+
+    def __init__(self, weight: Tensor, input_axis: int) -> None:
+        super().__init__()
+        self.input_axis = input_axis
+        signs = self.signs(weight.detach())
+        magnitudes = (weight.detach() * signs).sum(input_axis, keepdim=True)
+        self.scale = nn.Parameter(magnitudes / signs.abs().sum(input_axis, keepdim=True).clamp(min=1))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """weight: (outputs, inputs), or the other way round."""
+        if not self.enabled:
+            return weight + 0 * self.scale  # part of the graph: several processes wait for every parameter's gradient
+        return scale_signs(weight, self.scale, self.signs(weight.detach()), self.input_axis)
+
+    def signs(self, weight: Tensor) -> Tensor:
+        """-1, 0 and 1, of the weight's shape."""
+        small = 0.7 * weight.abs().mean(self.input_axis, keepdim=True)
+        return weight.sign() * (weight.abs() > small).to(weight.dtype)
+
+
+class BinaryWeight(TernaryWeight):
+    """The same without zeros: the scale begins as the mean magnitude (BinaryBERT, Bai et al., arXiv:2012.15701)."""
+
+    def signs(self, weight: Tensor) -> Tensor:
+        """-1 and 1, of the weight's shape."""
+        return torch.where(weight < 0, -1.0, 1.0).to(weight.dtype)
 
 
 class Int8Table(FakeQuantizer):
