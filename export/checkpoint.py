@@ -17,6 +17,7 @@ from transformers import (
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from prunelle.compression import from_pretrained
+from prunelle.compression.quantization import QuantizationPlan, read_plan
 from prunelle.errors import InputError, load_checkpoint_with
 
 # How names of architectures end, what loads them, and the task that can compare their predictions.
@@ -50,6 +51,11 @@ class Checkpoint:
     def folder(self) -> Path | None:
         """Where its files are, None for a model of the hub."""
         return Path(self.name) if Path(self.name).is_dir() else None
+
+    @property
+    def plan(self) -> QuantizationPlan | None:
+        """What it was trained to have quantized."""
+        return read_plan(self.folder)
 
     def save_without_weights(self, folder: Path) -> None:
         """Writes what stands beside ONNX files: the configuration and the tokenizer."""

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from torch.utils.data import DataLoader
 
 from prunelle.cli import parse, run
-from prunelle.compression.quantization import read_plan
 from prunelle.compression.record import read_record, write_record
 from prunelle.export import export_variants, load_checkpoint, new_folder, report_on
 from prunelle.export.arguments import ExportArguments, ExportDataArguments
@@ -41,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
             calibration=calibration,
             calibration_method=arguments.calibration_method,
             int4_block_size=arguments.int4_block_size,
-            plan=read_plan(checkpoint.folder),
+            plan=checkpoint.plan,
         )
         checkpoint.save_without_weights(folder)
         write_record(
@@ -53,8 +52,8 @@ def main(argv: Sequence[str]) -> None:
         )
         if task is None:
             sizes = [f"{file.relative_to(folder)}: {file.stat().st_size / 1e6:.1f} MB" for file in files.values()]
-            said = ["Predictions were not compared with the model's: give --validation_file or --dataset_name."]
-            text = "\n".join(sizes + said)
+            said = "Predictions were not compared with the model's: give --validation_file or --dataset_name."
+            text = "\n".join([*sizes, said])
         else:
             examples = DataLoader(
                 encoded.get("test", encoded["validation"]),
