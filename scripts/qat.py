@@ -11,43 +11,51 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 
 from prunelle.cli import parse, run
-from prunelle.compression import bake
+from prunelle.compression import bake, student_from_layers
 from prunelle.launch import start
 from prunelle.scripts._closing import close
 from prunelle.tasks import TASKS, DataArguments
-from prunelle.trainers import CompressionTrainer, DistillationArguments, DistillationTrainer, QuantizationArguments
+from prunelle.trainers import (
+    CompressionTrainer,
+    DistillationArguments,
+    DistillationTrainer,
+    PruningArguments,
+    QuantizationArguments,
+)
 from prunelle.trainers.distillation import check_pair
 from prunelle.trainers.finetuning import trainer_data
 from prunelle.trainers.models import check_length, load_or_start
 from prunelle.trainers.pruning import check_distillation_flags, load_dense_teacher
-from prunelle.trainers.quantization import QuantizedModelArguments, leave_out_sensitive
+from prunelle.trainers.quantization import QuantizedModelArguments, check_pruning_flags, leave_out_sensitive
 
-ARGUMENTS = (DataArguments, QuantizedModelArguments, DistillationArguments, QuantizationArguments)
+ARGUMENTS = (DataArguments, QuantizedModelArguments, DistillationArguments, QuantizationArguments, PruningArguments)
 
 
 def main(argv: Sequence[str]) -> None:
-    data, models, arguments, quantization, recipe = parse(argv, *ARGUMENTS, description=__doc__)
+    data, models, arguments, quantization, pruning, recipe = parse(argv, *ARGUMENTS, description=__doc__)
     check_distillation_flags(models, recipe)
+    check_pruning_flags(models, pruning, recipe)
     start(arguments, data)
     task = TASKS[data.task](data, arguments.seed)
     quantized = load_or_start(models.model_name_or_path, models.model_config, models.tokenizer_name_or_path, task)
     teacher = load_dense_teacher(models, quantized, task)
     check_length(data, quantized.model)
+    if (layers := models.layers()) is not None:
+        quantized.model = student_from_layers(quantized.model, layers)
     with arguments.main_process_first():
         encoded = task.encode(quantized.tokenizer)
 
     inputs = trainer_data(task, quantized.tokenizer, encoded)
-    examples = DataLoader(
-        encoded["validation"], arguments.per_device_eval_batch_size, collate_fn=inputs["data_collator"]
-    )
+    examples = DataLoader(encoded["validation"], arguments.eval_batch_size, collate_fn=inputs["data_collator"])
     quantization = leave_out_sensitive(quantization, quantized.model, examples, Path(str(arguments.output_dir)))
     method = quantization.method()
+    methods = [*(pruning.methods(arguments.seed) if models.prune else []), method]
     if teacher is None:
-        trainer = CompressionTrainer(quantized.model, arguments, [method], **inputs)
+        trainer = CompressionTrainer(quantized.model, arguments, methods, **inputs)
     else:
         check_pair(quantized.model, teacher.model, arguments)
         folders = [str(models.teacher_name_or_path)]
-        trainer = DistillationTrainer(quantized.model, teacher.model, arguments, [method], folders, **inputs)
+        trainer = DistillationTrainer(quantized.model, teacher.model, arguments, methods, folders, **inputs)
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
 
     plan = method.plan()
@@ -60,7 +68,8 @@ def main(argv: Sequence[str]) -> None:
         teacher,
         models.teacher_name_or_path,
         plan,
-        methods=["quantize"] if teacher is None else ["distill", "quantize"],
+        compact=pruning.compact if models.prune else None,
+        methods=["distill"] * (teacher is not None) + ["prune"] * models.prune + ["quantize"],
         recipe=recipe,
     )
 

@@ -141,11 +141,11 @@ class TeacherStudentArguments:
 
     def layers(self) -> list[int] | None:
         """`--student_layers` as numbers."""
-        return _numbers(self.student_layers, "--student_layers")
+        return layer_numbers(self.student_layers, "--student_layers")
 
     def decoder_layers(self) -> list[int] | None:
         """`--student_decoder_layers` as numbers."""
-        return _numbers(self.student_decoder_layers, "--student_decoder_layers")
+        return layer_numbers(self.student_decoder_layers, "--student_decoder_layers")
 
 
 @dataclass
@@ -305,7 +305,12 @@ def check_length(data: DataArguments, *models: nn.Module) -> None:
                 raise InputError(f"--{flag} {length} is more than the {positions} positions of {type(model).__name__}")
 
 
-def _numbers(text: str | None, flag: str) -> list[int] | None:
+def layer_numbers(text: str | None, flag: str) -> list[int] | None:
+    """Layers that a flag names, such as 0,2,4.
+
+    Raises:
+        InputError: They are no numbers.
+    """
     try:
         return None if text is None else [int(number) for number in text.split(",")]
     except ValueError:

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,8 @@ from prunelle.compression import CompressionMethod
 from prunelle.compression.quantization import Quantization, SensitivityTest
 from prunelle.errors import InputError
 from prunelle.trainers.compression import CompressionTrainer
-from prunelle.trainers.pruning import PrunedModelArguments
+from prunelle.trainers.models import layer_numbers
+from prunelle.trainers.pruning import PrunedModelArguments, PruningArguments
 
 logger = logging.getLogger(__name__)
 
@@ -130,9 +131,37 @@ def leave_out_sensitive(
 class QuantizedModelArguments(PrunedModelArguments):
     """The model to quantize. It learns from itself, as it was, unless another teacher is named."""
 
+    student_layers: str | None = field(
+        default=None, metadata={"help": "The model's layers that are taken and trained, such as 0,2,5; by default all."}
+    )
+    prune: bool = field(
+        default=False, metadata={"help": "Prune in the same run, by the flags of scripts/prune.py, and then round."}
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.teacher_name_or_path = self.teacher_name_or_path or self.model_name_or_path
+        self.layers()
+
+    def layers(self) -> list[int] | None:
+        """`--student_layers` as numbers."""
+        return layer_numbers(self.student_layers, "--student_layers")
+
+
+def check_pruning_flags(models: QuantizedModelArguments, pruning: PruningArguments, given: Mapping[str, Any]) -> None:
+    """See that flags of a pruning are meant, and leave names of modules as they are.
+
+    Args:
+        given: What was given beyond the defaults, as `prunelle.cli.parse` says.
+
+    Raises:
+        InputError: They have no `--prune`, or take out layers.
+    """
+    flags = {f.name for f in fields(PruningArguments)}
+    if not models.prune and (idle := [f"--{name}" for name in given if name in flags]):
+        raise InputError(f"nothing is pruned without --prune true: add it, or give no {idle[0]}")
+    if models.prune and "layers" in pruning.structure:
+        raise InputError("--structure layers renumbers what is quantized: take layers by --student_layers instead")
 
 
 class QATTrainer(CompressionTrainer):

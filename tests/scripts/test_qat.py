@@ -6,9 +6,12 @@ from pathlib import Path
 
 import onnx
 import pytest
+import torch
 from transformers import AutoModelForSequenceClassification
 
 from prunelle.cli import main
+from prunelle.compression import from_pretrained
+from prunelle.compression.quantization import Int8Weight
 
 
 @pytest.fixture
@@ -42,7 +45,23 @@ def test_a_trained_model_is_quantized_with_itself_as_teacher(sound: dict[str, st
     assert accuracy["onnx-int8"] > 0.9
 
 
+def test_distilled_pruned_and_quantized_in_one_run(sound: dict[str, str], tmp_path: Path) -> None:
+    """Prevents a shrunk model whose int8 file quantizes other modules, or that was not pruned before it was rounded."""
+    words = ["--student_layers", "0,3", "--prune", "true", "--structure", "heads", "ffn", "--density", "0.5"]
+    assert qat(sound, *words, "--score", "magnitude", "--round_to", "1", "--max_steps", "8") == 0
+    run = tmp_path / "run"
+    record = json.loads((run / "compression.json").read_text())
+    assert record["methods"] == ["distill", "prune", "quantize"]
+    small = from_pretrained(run)
+    assert [tuple(layer.output.dense.weight.shape) for layer in small.bert.encoder.layer] == [(32, 32)] * 2
+    operators = [node.op_type for node in onnx.load(run / "onnx" / "model_quantized.onnx").graph.node]
+    assert operators.count("MatMulInteger") == len(record["quantization"]["linear"]) == 2 * 6 + 2
+    weight = small.bert.encoder.layer[1].intermediate.dense.weight.detach()
+    torch.testing.assert_close(Int8Weight(1)(weight), weight, rtol=1e-6, atol=0)
+
+
 SPOILED = {
+    "pruning that is not meant": ({"--density": "0.3"}, r"nothing is pruned without --prune true"),
     "no such module": (
         {"--quantized_modules": "*.atention.*"},
         r"the pattern \*\.atention\.\* matches none of the 26 ",
