@@ -65,6 +65,14 @@ class CompressionMethod:
         """What the optimizer is to train otherwise than the model's weights: groups as PyTorch's optimizers take."""
         return []
 
+    def learning_rate_steps(self, steps: int) -> list[int] | None:
+        """For each optimizer step of the run, that of a shorter run whose learning rate it takes; None to leave it.
+
+        Raises:
+            InputError: The steps do not suffice.
+        """
+        return None
+
     def check_gradients(self) -> None:
         """See, between the first backward pass and the step after it, that what is to be learned can be.
 

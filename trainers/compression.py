@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
@@ -85,6 +86,27 @@ class CompressionTrainer(Trainer):
             for group in groups:
                 optimizer.add_param_group(group)
         return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The learning rate's schedule; that of a shorter run, gone through again, where a method says so.
+
+        Raises:
+            InputError: It has to be gone through again, and is no function of the step.
+        """
+        places = next(filter(None, (method.learning_rate_steps(num_training_steps) for method in self.methods)), None)
+        if places is None or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        scheduler = super().create_scheduler(max(places) + 1, optimizer)
+        if not isinstance(scheduler, LambdaLR):
+            raise InputError(
+                f"--lr_scheduler_type {self.args.lr_scheduler_type} cannot be rewound: give linear, or cosine"
+            )
+
+        def rewound(rate: Callable[[int], float]) -> Callable[[int], float]:
+            return lambda step: rate(places[min(step, num_training_steps - 1)])
+
+        scheduler.lr_lambdas = [rewound(rate) for rate in scheduler.lr_lambdas]
+        return scheduler
 
     def run_on_examples(self, samples: int, after_batch: Callable[[], None]) -> None:
         """Compute gradients on training examples drawn at random, batch by batch, and train nothing.

@@ -11,8 +11,10 @@ from prunelle.compression.pruning import (
     LAYERS,
     SHARED,
     CubicSchedule,
+    IterativeSchedule,
     OneShotSchedule,
     Pruning,
+    Rewinding,
     remove_layers,
     shrink,
 )
@@ -77,12 +79,25 @@ class PruningArguments:
     round_to: int = field(
         default=8, metadata={"help": "Feed-forward dimensions that are left are a multiple of this; 1 takes out all."}
     )
-    schedule: Literal["cubic", "one_shot"] = field(
+    schedule: Literal["cubic", "one_shot", "iterative"] = field(
         default="cubic",
         metadata={
-            "help": "Density falls gradually, or at once, before the first step; with --num_train_epochs 0 nothing is "
-            "trained after it."
+            "help": "Density falls gradually; at once before the first step, where with --num_train_epochs 0 nothing "
+            "is trained after it; or in rounds, with training before and after each."
         },
+    )
+    pruning_rounds: int = field(
+        default=3, metadata={"help": "Of the iterative schedule; the same share of what is left goes in each."}
+    )
+    rewind: Literal["none", "learning_rate", "weights"] = field(
+        default="none",
+        metadata={
+            "help": "After each round of the iterative schedule the learning rate's schedule begins again; with "
+            "weights, they too are again what they were at that point of the first training."
+        },
+    )
+    rewind_to: float = field(
+        default=0.0, metadata={"help": "Where in the first training those after it begin, as a share of it."}
     )
     pruning_warmup: float = field(default=0.1, metadata={"help": "The share of the run before density falls."})
     pruning_cooldown: float = field(
@@ -109,8 +124,14 @@ class PruningArguments:
             raise InputError(f"--score_penalty needs scores that are learned, and --score {self.score} learns none")
         if self.calibration_samples < 1:
             raise InputError(f"--calibration_samples {self.calibration_samples} must be at least 1")
-        if self.schedule == "one_shot" and (self.pruning_warmup, self.pruning_cooldown) != (0.1, 0.3):
-            raise InputError("--schedule one_shot has no --pruning_warmup and no --pruning_cooldown: leave them out")
+        if self.schedule != "cubic" and (self.pruning_warmup, self.pruning_cooldown) != (0.1, 0.3):
+            raise InputError(
+                f"--schedule {self.schedule} has no --pruning_warmup and no --pruning_cooldown: leave them out"
+            )
+        if self.schedule != "iterative" and (self.pruning_rounds, self.rewind) != (3, "none"):
+            raise InputError("--pruning_rounds and --rewind are for --schedule iterative")
+        if self.rewind == "none" and self.rewind_to:
+            raise InputError("--rewind_to says where --rewind learning_rate or --rewind weights goes back to: give one")
         if self.pruned_layers and LAYERS not in self.structure:
             raise InputError("--pruned_layers needs --structure layers")
         if LAYERS in self.structure[1:]:
@@ -123,10 +144,10 @@ class PruningArguments:
             raise InputError(f"--density has {len(self.density)} values and --structure {len(self.structure)}")
         self.methods(seed=0)
 
-    def methods(self, seed: int) -> list[Pruning]:
-        """What the flags describe, a method for each structure."""
+    def methods(self, seed: int) -> list[CompressionMethod]:
+        """What the flags describe, a method for each structure, and one that rewinds."""
         densities = self.density if len(self.density) > 1 else self.density * len(self.structure)
-        return [
+        methods: list[CompressionMethod] = [
             Pruning(
                 self._schedule(density),
                 self.score,
@@ -143,6 +164,9 @@ class PruningArguments:
             )
             for structure, density in zip(self.structure, densities, strict=True)
         ]
+        if self.rewind != "none":
+            methods.append(Rewinding(self._iterative(densities[0]), weights=self.rewind == "weights"))
+        return methods
 
     def compact(self, model: PreTrainedModel) -> PreTrainedModel:
         """A pruned and baked model without its pruned layers, and if asked for without heads and dimensions."""
@@ -151,9 +175,14 @@ class PruningArguments:
         return shrink(model, self.round_to) if self.shrink else model
 
     def _schedule(self, density: float) -> OneShotSchedule:
+        if self.schedule == "iterative":
+            return self._iterative(density)
         if self.schedule == "one_shot":
             return OneShotSchedule(density)
         return CubicSchedule(density, self.pruning_warmup, self.pruning_cooldown)
+
+    def _iterative(self, density: float) -> IterativeSchedule:
+        return IterativeSchedule(density, self.pruning_rounds, self.rewind_to)
 
 
 @dataclass

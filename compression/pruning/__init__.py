@@ -6,7 +6,9 @@ from prunelle.compression.pruning.layers import remove_layers as remove_layers
 from prunelle.compression.pruning.masks import LearnedMask as LearnedMask
 from prunelle.compression.pruning.masks import Mask as Mask
 from prunelle.compression.pruning.pruning import Pruning as Pruning
+from prunelle.compression.pruning.rewinding import Rewinding as Rewinding
 from prunelle.compression.pruning.schedule import CubicSchedule as CubicSchedule
+from prunelle.compression.pruning.schedule import IterativeSchedule as IterativeSchedule
 from prunelle.compression.pruning.schedule import OneShotSchedule as OneShotSchedule
 from prunelle.compression.pruning.selection import keep_highest as keep_highest
 from prunelle.compression.pruning.structures import LAYERS as LAYERS
@@ -18,10 +20,12 @@ __all__ = [
     "LAYERS",
     "SHARED",
     "CubicSchedule",
+    "IterativeSchedule",
     "LearnedMask",
     "Mask",
     "OneShotSchedule",
     "Pruning",
+    "Rewinding",
     "density_by_weight",
     "find_prunable",
     "keep_highest",

@@ -71,6 +71,7 @@ class Pruning(CompressionMethod):
 
     Attributes:
         groups: The masked units, once attached.
+        density: What the masks keep now.
         frozen: Whether the target has been reached; masks then stay as they are.
 
     Raises:
@@ -115,7 +116,7 @@ class Pruning(CompressionMethod):
         self.calibration_samples, self.is_calibrated = calibration_samples, False
         self.patterns, self.excluded, self.pruned_layers, self.seed = patterns, excluded, pruned_layers, seed
         self.groups: list[UnitMasks] = []
-        self.frozen = False
+        self.density, self.frozen = 1.0, False
 
     @property
     def masks(self) -> dict[str, Mask]:
@@ -167,15 +168,8 @@ class Pruning(CompressionMethod):
         if self.score in CALIBRATED and not self.is_calibrated:
             raise RuntimeError(f"{self.score} scores need examples: call calibrate before the first step")
         density = self.schedule.at(progress)
-        scores = [group.ranking() for group in self.groups]
-        if self.ranking == "global":
-            kept = keep_highest_of_all(scores, round(density * sum(group.group.count for group in self.groups)))
-        elif self.ranking == "row":
-            kept = [self._keep_in_rows(group, one, density) for group, one in zip(self.groups, scores, strict=True)]
-        else:
-            kept = keep_highest_of_each(scores, [round(density * group.group.count) for group in self.groups])
-        for group, new in zip(self.groups, kept, strict=True):
-            group.keep(new)
+        if density != self.density or self.schedule.masks_follow_scores:
+            self._find_masks(density)
         if self.schedule.ends_by(progress):
             self._freeze()
         elif self.score == "l0":
@@ -219,9 +213,11 @@ class Pruning(CompressionMethod):
         return {"density" if self.structure == "weights" else f"density_{self.structure}": kept / total}
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"frozen": torch.tensor(self.frozen)}
+        density = torch.tensor(self.density, dtype=torch.float64)
+        return {"frozen": torch.tensor(self.frozen), "density": density}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.density = state["density"].item()
         self.is_calibrated = True  # of a run that has begun
         if state["frozen"]:
             self._freeze()
@@ -240,6 +236,18 @@ class Pruning(CompressionMethod):
                     f"the run ended with {kept} of {total} {self.structure} kept in {name}, a density of "
                     f"{kept / total:.6f} instead of {self.schedule.density}"
                 )
+
+    def _find_masks(self, density: float) -> None:
+        scores = [group.ranking() for group in self.groups]
+        if self.ranking == "global":
+            kept = keep_highest_of_all(scores, round(density * sum(group.group.count for group in self.groups)))
+        elif self.ranking == "row":
+            kept = [self._keep_in_rows(group, one, density) for group, one in zip(self.groups, scores, strict=True)]
+        else:
+            kept = keep_highest_of_each(scores, [round(density * group.group.count) for group in self.groups])
+        for group, new in zip(self.groups, kept, strict=True):
+            group.keep(new)
+        self.density = density
 
     @torch.no_grad()
     def _gather(self) -> None:

@@ -1,6 +1,8 @@
 """How density falls in the course of a run."""
 
+import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from prunelle.errors import InputError
 
@@ -17,6 +19,8 @@ class OneShotSchedule:
     """
 
     density: float
+
+    masks_follow_scores: ClassVar[bool] = True  # or stay while density does
 
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
@@ -87,3 +91,70 @@ class CubicSchedule(OneShotSchedule):
                 f"step {end:g} and need a step within that and one after it; give more steps, or other shares for "
                 f"warm-up ({self.warmup}) and cool-down ({self.cooldown})"
             )
+
+
+@dataclass(frozen=True)
+class IterativeSchedule(OneShotSchedule):
+    """Trains, then prunes and trains again in rounds, in each of which the same share of what is left goes.
+
+    Masks stay within a round. The first training takes as many steps as each later one would if it were not rewound.
+
+    Args:
+        rounds: How many times weights go.
+        rewind_to: Where in the first training those after it begin, as a share of it: 0 where they are as long as it.
+
+    Raises:
+        InputError: A number that is out of its range.
+    """
+
+    rounds: int = 3
+    rewind_to: float = 0.0
+
+    masks_follow_scores: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rounds < 1:
+            raise InputError(f"{self.rounds} rounds of pruning: at least 1 is needed")
+        if not 0 <= self.rewind_to < 1:
+            raise InputError(f"training cannot be rewound to {self.rewind_to}: it must be a share, from 0 to below 1")
+
+    def at(self, progress: float) -> float:
+        """The density when a share of the run is done."""
+        return self.density ** (self.rounds_by(progress) / self.rounds)
+
+    def ends_by(self, progress: float) -> bool:
+        """Whether the target has been reached; from then on nothing changes."""
+        return self.rounds_by(progress) == self.rounds
+
+    def rounds_by(self, progress: float) -> int:
+        """How many times weights have gone when a share of the run is done."""
+        return sum(progress >= start - 1e-9 for start in self._starts)
+
+    def starts(self, steps: int) -> list[int]:
+        """Before which optimizer steps weights go, counted from 0."""
+        return [math.ceil((start - 1e-9) * steps) for start in self._starts]
+
+    def rewound_step(self, steps: int) -> int:
+        """After how many steps of the first training those after it begin."""
+        return round(self.rewind_to * self.starts(steps)[0])
+
+    def check(self, steps: int) -> None:
+        """See that a run is long enough.
+
+        Raises:
+            InputError: A training would have no step.
+        """
+        starts = self.starts(steps)
+        if len({0, *starts, steps}) < self.rounds + 2:
+            raise InputError(
+                f"the run has {steps} optimizer steps, too few for {self.rounds} rounds: weights would go before the "
+                f"steps {', '.join(map(str, starts))}, with a step at least before, between and after them; give more "
+                "steps, or fewer rounds"
+            )
+
+    @property
+    def _starts(self) -> list[float]:
+        again = 1 - self.rewind_to
+        first = 1 / (1 + self.rounds * again)
+        return [first * (1 + number * again) for number in range(self.rounds)]

@@ -93,6 +93,12 @@ SPOILED = {
         {"--schedule": "one_shot", "--score": "wanda", "--pruning_warmup": "0.2"},
         r"one_shot has no --pruning_warmup",
     ),
+    "rounds of nothing": ({"--pruning_rounds": "2"}, r"--pruning_rounds and --rewind are for --schedule iterative"),
+    "back to where": ({"--rewind_to": "0.5"}, r"--rewind_to says where --rewind learning_rate or --rewind weights"),
+    "too many rounds": (
+        {"--schedule": "iterative", "--pruning_rounds": "5", "--max_steps": "4", "--rewind": "weights"},
+        r"the run has 4 optimizer steps, too few for 5 rounds: weights would go before the steps 1, 2, 2, 3, 4,",
+    ),
     "no examples": ({"--calibration_samples": "0"}, r"--calibration_samples 0 must be at least 1"),
     "an empty row": ({"--score": "wanda", "--density": "0.01"}, r"keeps none of the 32 weights in a row of"),
     "a penalty on nothing": ({"--score": "magnitude", "--score_penalty": "1"}, r"--score magnitude learns none"),

@@ -122,6 +122,7 @@ def test_a_model_is_pruned_while_it_is_distilled(tmp_path: Path, name: str, scor
         {"score": "taylor"},
         {"score": "l0"},
         {"score": "wanda"},
+        {"score": "magnitude", "schedule": "iterative", "pruning_rounds": 2, "rewind": "weights", "rewind_to": 0.25},
         {"score": "magnitude"},
         {"score": "movement", "structure": ["ffn", "4x4"], "density": 0.5},
         {"score": "random", "structure": ["heads"], "density": 0.5},
@@ -194,6 +195,31 @@ def test_one_shot_prunes_without_training(tmp_path: Path, score: Any) -> None:
             assert tensor.count_nonzero() == tensor.numel() // 2
     values = [name for name in names if name.endswith("value.weight")]
     assert all(trainer.model.get_parameter(name).count_nonzero() == 16 * 8 for name in values)
+
+
+@pytest.mark.parametrize(
+    ("rewind_to", "steps", "expected"),
+    [(0.0, 9, [0, 1, 2, 0, 1, 2, 0, 1, 2]), (0.5, 8, [0, 1, 2, 3, 2, 3, 2, 3]), (0.5, 9, [0, 1, 2, 3, 4, 2, 3, 2, 3])],
+)
+def test_the_learning_rate_is_rewound(tmp_path: Path, rewind_to: float, steps: int, expected: list[int]) -> None:
+    """Prevents rounds that train with what is left of the learning rate, or a last one that never comes to its end."""
+    rounds = {"schedule": "iterative", "pruning_rounds": 2, "rewind": "learning_rate", "rewind_to": rewind_to}
+    trainer = prune(tmp_path, {"density": 0.25, "score": "magnitude"} | rounds, max_steps=steps, warmup_steps=1)
+    lines = [line for line in trainer.state.log_history if "learning_rate" in line]
+    first = max(expected) + 1
+    rates = [0.0] + [(first - step) / (first - 1) * 1e-2 for step in range(1, first)]  # a step of warm-up, then linear
+    assert [line["learning_rate"] for line in lines] == pytest.approx([rates[place] for place in expected])
+    begins = [step for step in range(1, steps) if expected[step] <= expected[step - 1]]
+    assert [line["density"] for line in lines] == pytest.approx(
+        [0.5 ** sum(step + 1 >= begin for begin in begins) for step in range(steps)], abs=2e-3
+    )
+
+
+def test_a_learning_rate_that_cannot_be_rewound_is_refused(tmp_path: Path) -> None:
+    """Prevents a schedule that goes on falling where it was to begin again."""
+    rounds = {"density": 0.25, "score": "magnitude", "schedule": "iterative", "rewind": "learning_rate"}
+    with pytest.raises(InputError, match="cannot be rewound: give linear, or cosine"):
+        prune(tmp_path, rounds, lr_scheduler_type="reduce_lr_on_plateau", eval_strategy="steps")
 
 
 def test_one_shot_trains_what_is_left(tmp_path: Path) -> None:

@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from prunelle.compression import bake
-from prunelle.compression.pruning import CubicSchedule, LearnedMask, Pruning, density_by_weight, find_prunable
+from prunelle.compression.pruning import (
+    CubicSchedule,
+    IterativeSchedule,
+    LearnedMask,
+    Pruning,
+    Rewinding,
+    density_by_weight,
+    find_prunable,
+)
 from prunelle.compression.pruning.selection import (
     SAMPLED,
     STRIDE,
@@ -284,6 +292,46 @@ def test_masks_stay_once_the_density_is_reached() -> None:
             mask.scores.neg_()
     method.step(1.0)
     assert all(torch.equal(one, mask.mask) for one, mask in zip(before, method.masks.values(), strict=True))
+
+
+def test_weights_are_rewound_and_masks_are_not() -> None:
+    """Prevents masks of the weights gone back to, weights rewound to another step, and scores rewound with them."""
+    for score in ("magnitude", "movement"):
+        model, schedule = tiny(), IterativeSchedule(0.25, rounds=2, rewind_to=0.25)
+        pruning, rewinding = Pruning(schedule, score), Rewinding(schedule, weights=True)
+        pruning.attach(model)
+        rewinding.attach(model)
+        rewinding.start(10)  # the first training has 4 steps, those after it 3
+        assert rewinding.learning_rate_steps(10) == [0, 1, 2, 3, 1, 2, 3, 1, 2, 3]
+        past = {}
+        for step in range(11):
+            pruning.step(step / 10)
+            if step in (4, 7):
+                for group in pruning.groups:
+                    count = round(0.5 ** (1 if step == 4 else 2) * group.group.count)
+                    assert torch.equal(group.kept, keep_highest(group.ranking(), count))
+            past[step] = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+            rewinding.step(step / 10)
+            for name, tensor in model.named_parameters():
+                is_rewound = step in (4, 7) and not name.endswith("scores")
+                assert torch.equal(tensor, past[1 if is_rewound else step][name]), (step, name)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(torch.randn_like(parameter))
+        pruning.finish()
+
+
+def test_rounds_need_steps() -> None:
+    """Prevents rounds that fall on one step, and training that never follows the last of them."""
+    schedule = IterativeSchedule(0.125, rounds=3)
+    assert [schedule.at(step / 8) for step in range(9)] == pytest.approx([1, 1, 0.5, 0.5, 0.25, 0.25] + 3 * [0.125])
+    schedule.check(4)
+    with pytest.raises(InputError, match=r"has 3 optimizer steps, too few for 3 rounds: .* before the steps 1, 2, 3, "):
+        schedule.check(3)
+    with pytest.raises(InputError, match="0 rounds of pruning"):
+        IterativeSchedule(0.5, rounds=0)
+    with pytest.raises(InputError, match=r"cannot be rewound to 1\.0"):
+        IterativeSchedule(0.5, rewind_to=1.0)
 
 
 def test_the_penalty_is_the_mean_sigmoid_and_ends_with_the_schedule() -> None:
