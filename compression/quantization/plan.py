@@ -39,4 +39,8 @@ class QuantizationPlan:
 def read_plan(folder: Path | None) -> QuantizationPlan | None:
     """The plan of the model in a checkpoint folder; None where it was not trained for one."""
     record = None if folder is None else read_record(folder)
-    return QuantizationPlan(**record["quantization"]) if record and "quantization" in record else None
+    if record is None or "quantization" not in record:
+        return None
+    plan = record["quantization"]
+    inputs = {name: (scale, zero) for name, (scale, zero) in plan["inputs"].items()}
+    return QuantizationPlan(**(plan | {"inputs": inputs}))

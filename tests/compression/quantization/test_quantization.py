@@ -1,5 +1,7 @@
 """What quantization makes of weights and inputs, by naive arithmetic, and how it composes with masks."""
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +18,12 @@ from prunelle.compression.quantization import (
     Int8Table,
     Int8Weight,
     Quantization,
+    QuantizationPlan,
     StaticInput,
+    read_plan,
 )
 from prunelle.compression.quantization.rounding import round_within
+from prunelle.compression.record import write_record
 from prunelle.errors import InputError
 
 
@@ -207,6 +212,14 @@ def test_modules_are_chosen_by_pattern(make: Any) -> None:
     assert not method.plan().tables
     with pytest.raises(InputError, match=r"the pattern \*\.atention\.\* matches none"):
         Quantization(patterns=["*.atention.*"]).attach(make("BertForSequenceClassification"))
+
+
+def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """Prevents an export of a saved model that rounds otherwise than the one that closed its run."""
+    plan = QuantizationPlan("int8-static", ["classifier"], ["embeddings"], inputs={"classifier": (0.1, 3)})
+    assert read_plan(tmp_path) is None
+    write_record(tmp_path, quantization=asdict(plan))
+    assert read_plan(tmp_path) == plan
 
 
 def test_tied_weights_stay_as_they_are(make: Any) -> None:
