@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import fsdp2_prepare_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -27,11 +29,11 @@ POSITIONS = "distilled_positions"
 class DistillationTrainer(CompressionTrainer):
     """`transformers.Trainer` whose loss is the weighted sum of the terms that the arguments ask for.
 
-    The teacher stays an attribute: it is moved to the device, evaluated without gradients, and neither wrapped
-    into the student nor saved with it. Each term is divided by the number of items it runs over in the whole
-    accumulated batch on all processes, so that accumulation and the number of processes do not change the
-    gradient. Each is logged by name, as its mean over the items seen since the last log; with several processes
-    the evaluation's means count the few examples twice that fill up the last batch.
+    The teacher stays an attribute: it is moved to the device (under FSDP2 it is sharded as the student is), evaluated
+    without gradients, and neither wrapped into the student nor saved with it. Each term is divided by the number of
+    items it runs over in the whole accumulated batch on all processes, so that accumulation and the number of
+    processes do not change the gradient. Each is logged by name, as its mean over the items seen since the last log;
+    with several processes the evaluation's means count the few examples twice that fill up the last batch.
 
     Projections of hidden states belong to the objective, not to the student. The optimizer trains them as it does
     the student's weights, gradients are clipped together, and a checkpoint keeps them in a file of their own. They
@@ -64,9 +66,11 @@ class DistillationTrainer(CompressionTrainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(model, args, methods, **kwargs)
-        if args.teacher_dtype is not None:
+        if args.teacher_dtype is not None or self.accelerator.is_fsdp2:
             # A copy: the teacher itself is measured against the student after training, as it was given.
-            teacher = copy.deepcopy(teacher).to(getattr(torch, args.teacher_dtype))
+            teacher = copy.deepcopy(teacher)
+        if args.teacher_dtype is not None:
+            teacher = teacher.to(getattr(torch, args.teacher_dtype))
         # After the Trainer has set the seed: random projections begin alike in all processes.
         self.objective = build_objective(model, teacher, args).to(args.device)
         self.projections = list(self.objective.parameters())
@@ -83,7 +87,7 @@ class DistillationTrainer(CompressionTrainer):
             if args.teacher_cache is not None:
                 cache_answers(self, teacher, teacher_folders)
             else:
-                self.teacher = self.accelerator.prepare_model(teacher, evaluation_mode=True)
+                self.teacher = prepare_teacher(self.accelerator, teacher)
         if self.objective.needs_logits:
             self.data_collator = WithPositions(self.data_collator, self.objective.everywhere)
             # Each process collates its own batches, a stream's too: positions cannot be cut up as a batch's rows can.
@@ -129,9 +133,8 @@ class DistillationTrainer(CompressionTrainer):
         positions = inputs[POSITIONS] if POSITIONS in inputs else self.objective.positions(batch)
         teacher: Outputs | SoftTargets | None = SoftTargets(answers) if answers else None
         if self.teacher is not None:
-            with torch.no_grad():
-                accepted = {name: value for name, value in features.items() if name in self.teacher_inputs}
-                teacher = self.objective.ask(self.teacher, accepted, positions)
+            accepted = {name: value for name, value in features.items() if name in self.teacher_inputs}
+            teacher = self.objective.ask(self.teacher, accepted, positions)
 
         own_items = self.objective.count(batch)
         items = num_items_in_batch if training else own_items
@@ -230,6 +233,17 @@ class TermMeans:
         self.sums.clear()
         self.counts.clear()
         return means
+
+
+def prepare_teacher(accelerator: Accelerator, teacher: nn.Module) -> nn.Module:
+    """The teacher where the student is trained: under FSDP2 sharded likewise, else whole in each process."""
+    if accelerator.is_fsdp2:
+        plugin = accelerator.state.fsdp_plugin
+        settings = dict(vars(plugin))
+        sharded = fsdp2_prepare_model(accelerator, teacher)
+        vars(plugin).update(settings)  # in which the names of the teacher's layers would stand in for the student's
+        return sharded
+    return accelerator.prepare_model(teacher, device_placement=True, evaluation_mode=True)
 
 
 def check_pair(student: PreTrainedModel, teacher: nn.Module, arguments: DistillationArguments) -> None:

@@ -59,7 +59,7 @@ class Head:
 
 
 class Logits:
-    """Logits that are computed when they are asked for: `logits[3:5]` are those of two rows.
+    """A teacher's logits, computed when they are asked for: `logits[3:5]` are those of two rows, without gradients.
 
     Args:
         states: (rows, hidden), what the decoder reads.
@@ -70,7 +70,8 @@ class Logits:
         self.states, self.weight, self.bias = _as_computed(states, decoder.weight, decoder.bias)
 
     def __getitem__(self, rows: slice) -> Tensor:
-        return F.linear(self.states[rows], self.weight, self.bias)
+        with torch.no_grad():
+            return F.linear(self.states[rows], self.weight, self.bias)
 
 
 def find_head(model: nn.Module) -> Head | None:

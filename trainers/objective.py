@@ -77,6 +77,7 @@ class Objective(nn.Module):
         self.needs_teacher = any(term.needs_teacher for term in terms.values())
         self.needs_logits = any(term.needs_logits for term in terms.values())
         self.needs_hidden_states = any(term.needs_hidden_states for term in terms.values())
+        self.looks_inside = self.needs_hidden_states or bool(teacher_attention)
         self.everywhere = any(isinstance(term, SoftTargetTerm) and term.everywhere for term in terms.values())
 
     def count(self, batch: Batch) -> Tensor:
@@ -88,13 +89,16 @@ class Objective(nn.Module):
         return asked_positions(batch, self.everywhere) if self.needs_logits else batch.labels.new_empty(0)
 
     def ask(self, teacher: nn.Module, features: Mapping[str, Any], positions: Tensor) -> Outputs:
-        """Run the teacher and keep what the terms ask for: of logits the rows at the positions.
+        """Run the teacher, without gradients, and keep what the terms ask for: of logits the rows at the positions.
 
         Args:
             positions: as `positions` gives them.
         """
+        # The student's backward pass needs what it is compared with inside, and takes no tensors of inference mode.
+        without_gradients = torch.no_grad if self.looks_inside else torch.inference_mode
         if (head := self.teacher_head) is None:
-            outputs = self._observe(teacher, features, self.teacher_attention)
+            with without_gradients():
+                outputs = self._observe(teacher, features, self.teacher_attention)
             return replace(outputs, logits=_rows(outputs.logits, positions))
         logits: list[Logits] = []
 
@@ -102,7 +106,7 @@ class Objective(nn.Module):
             logits.append(Logits(states, head.decoder))
             return states
 
-        with head.taken_over(positions, keep):
+        with without_gradients(), head.taken_over(positions, keep):
             outputs = self._observe(teacher, features, self.teacher_attention)
         return replace(outputs, logits=logits[0])
 

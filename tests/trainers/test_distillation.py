@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -21,6 +23,7 @@ from transformers import (
     set_seed,
 )
 
+import prunelle
 from prunelle.compression import student_from_layers
 from prunelle.errors import InputError
 from prunelle.losses import (
@@ -386,6 +389,58 @@ def test_checkpointed_activations_give_the_same_gradient(tmp_path: Path) -> None
     checkpointed = train(tmp_path / "2", False, narrow_pair, activation_checkpointing=True, **flags)
     for one, other in zip(plain.model.parameters(), checkpointed.model.parameters(), strict=True):
         torch.testing.assert_close(other, one, rtol=0, atol=1e-12)
+
+
+aten = torch.ops.aten
+# What a GPU's host waits for: a number, or the shape of what comes next.
+WAITS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.unique_dim, aten._unique2, aten.equal}
+OURS = str(Path(prunelle.__file__).parent)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails where this project's code asks the device for a number. What models do inside is theirs."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        by_mask = function.overloadpacket in (aten.index, aten.index_put, aten.index_put_) and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        if function.overloadpacket in WAITS or by_mask:
+            files = [frame.filename for frame in traceback.extract_stack()[:-1]]
+            caller = next(file for file in reversed(files) if "/torch/" not in file)
+            assert not caller.startswith(OURS), f"{function} in {caller}"
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("positions", ["masked", "all"])
+@pytest.mark.parametrize("masked_lm", [True, False], ids=["masked-lm", "classification"])
+def test_a_step_waits_for_nothing(tmp_path: Path, masked_lm: bool, positions: str) -> None:
+    """Prevents a GPU that stands still in every step while the host asks it for a number."""
+    flags = ALL_TERMS | {"soft_target_loss": "forward_kl", "relational_angle_weight": 1.0, "max_steps": 1}
+    trainer = train(tmp_path, masked_lm, narrow_pair, **flags, distilled_positions=positions)
+    batch = next(iter(trainer.get_train_dataloader()))
+    with NoWaiting():
+        _, items = trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
+        trainer.training_step(trainer.model, batch, items)
+    del batch["distilled_positions"]  # which the collator found out, before the batch went to the device
+    with NoWaiting(), pytest.raises(AssertionError, match=r"aten.nonzero.default in .*terms.py"):
+        trainer.compute_loss(trainer.model, batch, num_items_in_batch=items)
+
+
+@pytest.mark.parametrize("masked_lm", [True, False], ids=["masked-lm", "classification"])
+@pytest.mark.parametrize("inside", [0.0, 1.0])
+def test_the_teacher_runs_under_inference_mode(tmp_path: Path, masked_lm: bool, inside: float) -> None:
+    """Prevents bookkeeping for gradients that nobody takes; what is compared inside has to do with no_grad."""
+    modes: list[tuple[bool, bool]] = []
+
+    def listened(masked_lm: bool) -> Any:
+        student, teacher = pair(masked_lm)
+        teacher.register_forward_pre_hook(
+            lambda *_: modes.append((torch.is_inference_mode_enabled(), torch.is_grad_enabled()))
+        )
+        return student, teacher
+
+    train(tmp_path, masked_lm, listened, max_steps=1, hidden_cosine_weight=inside)
+    assert modes[-1] == (not inside, False)
 
 
 TWO_PROCESSES = """

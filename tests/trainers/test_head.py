@@ -1,5 +1,8 @@
 """Logits in chunks: what all of them at once would give, and never all of them at once."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -233,3 +236,57 @@ def test_a_model_is_left_as_it_was(tmp_path: Path) -> None:
     assert "forward" not in vars(found.decoder)
     assert not model.bert._forward_hooks
     assert model(input_ids=torch.tensor([[5, 6]])).logits.shape == (1, 2, 53)
+
+
+SHARDED = """
+import torch
+from types import SimpleNamespace
+from accelerate.utils import FullyShardedDataParallelPlugin
+from torch.distributed.fsdp import FSDPModule
+from test_head import CONFIGS, batch, language_model
+from prunelle.trainers import DistillationArguments
+from prunelle.trainers.distillation import prepare_teacher
+from prunelle.trainers.objective import build_objective
+from prunelle.trainers.terms import batch_of
+
+torch.distributed.init_process_group("gloo")
+torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
+plugin = FullyShardedDataParallelPlugin(
+    fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False
+)
+accelerator = SimpleNamespace(
+    is_fsdp2=True, state=SimpleNamespace(fsdp_plugin=plugin), mixed_precision="no", device=torch.device("cpu")
+)
+inputs = batch()
+asked = batch_of(inputs)
+features = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+for inside, config in ((0.0, CONFIGS["causal, tied"]), (1.0, CONFIGS["causal, untied, without a bias"])):
+    arguments = DistillationArguments("unused", hidden_cosine_weight=inside)
+    student, teacher = (language_model(config, seed) for seed in (0, 1))
+    objective = build_objective(student, teacher, arguments)
+    assert objective.teacher_head is not None
+    positions = objective.positions(asked)
+
+    def loss():
+        said = objective.ask(teacher, features, positions)
+        return objective(student, features, said, asked, positions, objective.count(asked), False)[0]
+
+    expected = loss()
+    teacher.requires_grad_(False)
+    teacher = prepare_teacher(accelerator, teacher)
+    assert isinstance(teacher, FSDPModule)
+    assert all(parameter.device_mesh.size() == 2 for parameter in teacher.parameters())
+    for _ in range(2):
+        found = loss()
+        torch.testing.assert_close(found, expected)
+    found.backward()
+"""
+
+
+def test_a_sharded_teacher_says_what_a_whole_one_does(tmp_path: Path) -> None:
+    """Prevents FSDP2 from freeing the weights of a head before its logits are computed, chunk by chunk."""
+    (tmp_path / "sharded.py").write_text(SHARDED)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run([*launcher, tmp_path / "sharded.py"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
