@@ -7,6 +7,7 @@ from transformers import TrainingArguments
 
 from prunelle.errors import InputError
 from prunelle.trainers.layer_map import explicit_pairs
+from prunelle.trainers.schedule import Schedule, read_schedules
 
 RELATIONS = ("attention", "query", "key", "value")
 
@@ -49,6 +50,14 @@ class DistillationArguments(FinetuningArguments):
     )
     decoupled_non_target_weight: float = field(
         default=8.0, metadata={"help": "Weight of what the teacher thinks of the other classes, within decoupled."}
+    )
+    schedules: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Weights of terms, or the temperature, that move from the flag's value to another: NAME:END:SHAPE, "
+            "such as temperature:1:linear, or NAME:END:SHAPE:SHARE with the share of the run until then, such as "
+            "hidden_mse_weight:0:cosine:0.5."
+        },
     )
     soft_target_top_k: int = field(
         default=64, metadata={"help": "How many classes top_k keeps apart; all others share one bucket."}
@@ -127,7 +136,7 @@ class DistillationArguments(FinetuningArguments):
         for name, weight in (weights | {name: getattr(self, name) for name in parts}).items():
             if not 0 <= weight < float("inf"):
                 raise InputError(f"--{name} {weight} must not be negative")
-        if not any(weights.values()):
+        if not self.wanted_terms:
             raise InputError(f"{', '.join('--' + name for name in weights)} are all 0: nothing would be learned")
         if not any(getattr(self, name) for name in parts):
             raise InputError(f"{', '.join('--' + name for name in parts)} are both 0: nothing would be learned")
@@ -142,6 +151,10 @@ class DistillationArguments(FinetuningArguments):
             raise InputError(
                 "--soft_target_loss decoupled needs a label wherever it looks: give --distilled_positions masked"
             )
+        if any(schedule.name == "temperature" for schedule in self.read_schedules) and (
+            "soft_target" not in self.wanted_terms or self.soft_target_loss == "mse"
+        ):
+            raise InputError("--schedules temperature: there are no soft targets with a temperature")
         if self.teacher_cache is not None:
             self._check_cacheable()
         chosen = self.chosen_relations
@@ -154,20 +167,20 @@ class DistillationArguments(FinetuningArguments):
         super().__post_init__()
 
     def _check_cacheable(self) -> None:
-        inside = [
-            name for name, weight in self.term_weights.items() if weight and not name.endswith(("target", "label"))
-        ]
+        inside = [name for name in self.wanted_terms if not name.endswith(("target", "label"))]
         if inside:
             raise InputError(
                 "--teacher_cache keeps the teacher's predictions, and not what it holds inside: give "
                 f"{' '.join(f'--{name}_weight 0' for name in inside)}, or do without the cache"
             )
-        if not self.soft_target_weight:
+        if any(schedule.name == "temperature" for schedule in self.read_schedules):
+            raise InputError("--teacher_cache keeps what the teacher says at one temperature: schedule it no further")
+        if "soft_target" not in self.wanted_terms:
             raise InputError("--teacher_cache has nothing to keep: --soft_target_weight is 0")
 
     @property
     def term_weights(self) -> dict[str, float]:
-        """The weight of each loss term, by the name it is logged under."""
+        """The weight each loss term begins with, by the name it is logged under."""
         return {
             "soft_target": self.soft_target_weight,
             "hard_label": self.hard_label_weight,
@@ -180,6 +193,18 @@ class DistillationArguments(FinetuningArguments):
             "relational_distance": self.relational_distance_weight,
             "relational_angle": self.relational_angle_weight,
         }
+
+    @property
+    def wanted_terms(self) -> list[str]:
+        """The loss terms that have a weight, from the start or by a schedule."""
+        later = {schedule.name for schedule in self.read_schedules}
+        return [name for name, weight in self.term_weights.items() if weight or f"{name}_weight" in later]
+
+    @property
+    def read_schedules(self) -> list[Schedule]:
+        """`--schedules` as they are meant."""
+        starts = {f"{name}_weight": weight for name, weight in self.term_weights.items()}
+        return read_schedules(self.schedules, {"temperature": self.temperature, **starts})
 
     @property
     def chosen_relations(self) -> list[str]:

@@ -101,6 +101,7 @@ class DistillationTrainer(CompressionTrainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         # A step begins. The Trainer has cleared the gradients of the student alone.
         self.objective.zero_grad()
+        self.objective.move(self.state.global_step / self.state.max_steps)
         if not batches:
             return batches, None
         counts = torch.stack([self.objective.count(batch_of(batch)) for batch in batches]).sum(0).to(device)
@@ -163,10 +164,10 @@ class DistillationTrainer(CompressionTrainer):
         return optimizer
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds each term's mean to the training loss's log line."""
+        """Adds each term's mean to the training loss's log line, and where weights and temperature stand that move."""
         if "loss" in logs:
             terms = self.means["train"].pop(self.accelerator)
-            logs |= {f"loss_{name}": value for name, value in terms.items()}
+            logs |= {f"loss_{name}": value for name, value in terms.items()} | self.objective.moved
         super().log(logs, start_time)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -263,12 +264,12 @@ def check_unlabeled(unlabeled_file: str | None, arguments: DistillationArguments
     """
     if unlabeled_file is None:
         return
-    if not any(weight for name, weight in arguments.term_weights.items() if name != "hard_label"):
+    if arguments.wanted_terms == ["hard_label"]:
         raise InputError(
             "--unlabeled_file is for the teacher to speak on, but every weight except --hard_label_weight is 0: "
             "give --soft_target_weight, or leave the file out"
         )
-    if arguments.soft_target_weight and arguments.soft_target_loss == "decoupled":
+    if "soft_target" in arguments.wanted_terms and arguments.soft_target_loss == "decoupled":
         raise InputError(
             "--soft_target_loss decoupled needs the label of every example: with --unlabeled_file give another, "
             "such as forward_kl"

@@ -29,9 +29,10 @@ from prunelle.losses import (
 from prunelle.tasks import answers_questions, choices
 from prunelle.trainers.arguments import DistillationArguments
 from prunelle.trainers.attention import SelfAttention, attends_by_products, catch, find_attention
-from prunelle.trainers.ensemble import class_names, members
+from prunelle.trainers.ensemble import Ensemble, class_names, members
 from prunelle.trainers.head import Head, Logits, find_head, summed_over_chunks
 from prunelle.trainers.layer_map import layer_pairs
+from prunelle.trainers.schedule import Schedule
 from prunelle.trainers.terms import (
     Batch,
     HardLabelTerm,
@@ -55,9 +56,11 @@ class Objective(nn.Module):
 
     Args:
         terms: by the name they are logged under.
-        weights: by the same names, above 0.
+        weights: by the same names; above 0, or they move there.
         student_attention, teacher_attention: of the layers whose queries, keys and values a term asks for.
         student_head, teacher_head: of language models, where they can be split off.
+        schedules: of weights, by their flags' names, and of the temperature.
+        softened: what has a temperature.
     """
 
     def __init__(
@@ -68,17 +71,31 @@ class Objective(nn.Module):
         teacher_attention: Mapping[int, SelfAttention],
         student_head: Head | None = None,
         teacher_head: Head | None = None,
+        schedules: Sequence[Schedule] = (),
+        softened: Sequence[Any] = (),
     ) -> None:
         super().__init__()
         self.terms = nn.ModuleDict(terms)
         self.weights = dict(weights)
         self.student_attention, self.teacher_attention = student_attention, teacher_attention
         self.student_head, self.teacher_head = student_head, teacher_head
+        self.schedules, self.softened = schedules, list(softened)
+        self.moved: dict[str, float] = {}
         self.needs_teacher = any(term.needs_teacher for term in terms.values())
         self.needs_logits = any(term.needs_logits for term in terms.values())
         self.needs_hidden_states = any(term.needs_hidden_states for term in terms.values())
         self.looks_inside = self.needs_hidden_states or bool(teacher_attention)
         self.everywhere = any(isinstance(term, SoftTargetTerm) and term.everywhere for term in terms.values())
+
+    def move(self, progress: float) -> None:
+        """Set the weights and the temperature that are scheduled to what they are when a share of the run is done."""
+        self.moved = {schedule.name: schedule.at(progress) for schedule in self.schedules}
+        for name, value in self.moved.items():
+            if name == "temperature":
+                for each in self.softened:
+                    each.temperature = value
+            else:
+                self.weights[name.removesuffix("_weight")] = value
 
     def count(self, batch: Batch) -> Tensor:
         """(terms,) how many items each term runs over in one batch."""
@@ -184,10 +201,10 @@ def build_objective(student: PreTrainedModel, teacher: nn.Module, arguments: Dis
         InputError: The two cannot be compared in the way that is asked: vocabulary, classes, hidden sizes, layers
             or heads.
     """
-    teacher_head = find_head(teacher)
+    teacher_head, ensemble = find_head(teacher), [teacher] if isinstance(teacher, Ensemble) else []
     teacher, *_ = members(teacher)
     _check_same_classes(student, teacher, arguments)
-    weights = {name: weight for name, weight in arguments.term_weights.items() if weight}
+    weights = {name: arguments.term_weights[name] for name in arguments.wanted_terms}
     ours: list[SelfAttention] = []
     theirs: list[SelfAttention] = []
     if {"attention", "relation"} & weights.keys():
@@ -208,6 +225,7 @@ def build_objective(student: PreTrainedModel, teacher: nn.Module, arguments: Dis
         "relational_angle": lambda: RelationalTerm(RelationalAngleLoss(), order=3),
     }
     terms = {name: every[name]() for name in weights}
+    softened = [*(term.loss for term in terms.values() if isinstance(term, SoftTargetTerm)), *ensemble]
     caught = [pair for term in terms.values() for pair in term.vector_pairs]
     return Objective(
         terms,
@@ -216,6 +234,8 @@ def build_objective(student: PreTrainedModel, teacher: nn.Module, arguments: Dis
         {layer: theirs[layer] for layer, _ in caught},
         find_head(student),
         teacher_head,
+        arguments.read_schedules,
+        softened,
     ).to(torch.promote_types(student.dtype, torch.float32))
 
 
@@ -316,7 +336,7 @@ def _check_same_classes(student: PreTrainedModel, teacher: PreTrainedModel, argu
             "both must read the same token ids"
         )
     if answers_questions(student):
-        if arguments.soft_target_weight and arguments.soft_target_loss == "top_k":
+        if "soft_target" in arguments.wanted_terms and arguments.soft_target_loss == "top_k":
             raise InputError("--soft_target_loss top_k is for many classes: an answer is one of a window's few tokens")
         return
     is_language_model = student.get_output_embeddings() is not None
@@ -335,7 +355,7 @@ def _check_same_classes(student: PreTrainedModel, teacher: PreTrainedModel, argu
         )
     classes = ours.vocab_size if is_language_model else ours.num_labels
     if (
-        arguments.soft_target_weight
+        "soft_target" in arguments.wanted_terms
         and arguments.soft_target_loss == "top_k"
         and arguments.soft_target_top_k >= classes
     ):

@@ -251,10 +251,33 @@ def test_a_term_of_weight_0_is_not_computed(tmp_path: Path) -> None:
 def test_a_run_resumes_to_the_bit(tmp_path: Path) -> None:
     """Prevents a run that was cut off from ending elsewhere: optimizer, schedule, order of the data, dropout."""
     shared: dict[str, Any] = {"optim": "adamw_torch", "lr_scheduler_type": "linear", "per_device_train_batch_size": 4}
+    shared["schedules"] = ["temperature:5:linear", "soft_target_weight:0:cosine:0.9"]
     whole = train(tmp_path, False, save_strategy="steps", save_steps=2, **shared)
     resumed = train(tmp_path, False, resume_from_checkpoint=str(tmp_path / "checkpoint-2"), **shared)
     for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("masked_lm", [True, False], ids=["masked-lm", "classification"])
+def test_weights_and_temperature_follow_their_schedules(tmp_path: Path, masked_lm: bool) -> None:
+    """Prevents a schedule that is read and not followed, and a term that begins at 0 and never wakes."""
+    moving = ["temperature:1:linear", "hidden_cosine_weight:3:linear:0.5", "hard_label_weight:0:cosine:0.5"]
+    once: dict[str, Any] = {"per_device_train_batch_size": 16, "learning_rate": 0.0, "hidden_cosine_weight": 0.0}
+    trainer = train(tmp_path, masked_lm, **once, temperature=5.0, schedules=moving)
+    student, teacher = pair(masked_lm)
+    batch = {name: torch.tensor(column[:]) for name, column in rows(16, masked_lm).to_dict().items()}
+    chosen = batch.pop("labels") != -100
+    with torch.no_grad():
+        ours, theirs = (model(**batch).logits[chosen] for model in (student, teacher))
+    for step, (temperature, cosine, hard) in enumerate([(5, 0, 2), (4, 1.5, 1), (3, 3, 0), (2, 3, 0)]):
+        logged = trainer.state.log_history[step]
+        assert logged["temperature"] == pytest.approx(temperature)
+        assert logged["hidden_cosine_weight"] == pytest.approx(cosine)
+        assert logged["hard_label_weight"] == pytest.approx(hard, abs=1e-12)
+        soft = SoftTargetLoss(temperature)(ours, theirs).item()
+        assert logged["loss_soft_target"] == pytest.approx(soft, rel=1e-5)
+        total = 5 * soft + hard * logged["loss_hard_label"] + cosine * logged["loss_hidden_cosine"]
+        assert logged["loss"] == pytest.approx(total, rel=1e-5)
 
 
 NO_LOGITS = {"soft_target_weight": 0.0, "hard_label_weight": 0.0, "hidden_cosine_weight": 0.0}

@@ -16,6 +16,7 @@ from transformers import (
 
 from prunelle.errors import InputError
 from prunelle.trainers import DistillationArguments
+from prunelle.trainers.ensemble import Ensemble
 from prunelle.trainers.layer_map import layer_pairs
 from prunelle.trainers.objective import build_objective
 
@@ -85,6 +86,17 @@ def test_nothing_is_asked_that_no_term_needs(tmp_path: Path) -> None:
     assert not objective.student_attention
 
 
+def test_a_temperature_that_moves_takes_an_ensemble_along(tmp_path: Path) -> None:
+    """Prevents probabilities that are averaged at one temperature and softened at another."""
+    teachers = Ensemble([bert(2, 16, 2), bert(2, 16, 2)], temperature=2.0)
+    objective = build_objective(
+        bert(1, 16, 2), teachers, DistillationArguments(str(tmp_path), schedules=["temperature:4:cosine"])
+    )
+    objective.move(0.5)
+    terms: Any = objective.terms
+    assert teachers.temperature == terms["soft_target"].loss.temperature == pytest.approx(3.0)
+
+
 NARROW = (bert(2, 12, 2), bert(4, 16, 2))
 ALIKE = (bert(2, 16, 2), bert(4, 16, 2))
 REFUSED: dict[str, tuple[tuple[PreTrainedModel, PreTrainedModel], dict[str, Any], str]] = {
@@ -136,6 +148,15 @@ REFUSED: dict[str, tuple[tuple[PreTrainedModel, PreTrainedModel], dict[str, Any]
     ),
     "beta of 1": (ALIKE, {"jensen_shannon_beta": 1.0}, "--jensen_shannon_beta 1.0 must be between"),
     "a negative weight": (ALIKE, {"relation_weight": -1.0}, "--relation_weight -1.0 must not be negative"),
+    "a schedule of half a line": (ALIKE, {"schedules": ["temperature:1"]}, "temperature:1 must be NAME:END:SHAPE"),
+    "a schedule of nothing": (ALIKE, {"schedules": ["warmth:1:linear"]}, "no 'warmth' to move; there are temperature"),
+    "a schedule of no shape": (ALIKE, {"schedules": ["temperature:1:cubic"]}, "must be linear or cosine"),
+    "a schedule too long": (ALIKE, {"schedules": ["temperature:1:linear:1.5"]}, "above 0 and at most 1"),
+    "a schedule to the cold": (ALIKE, {"schedules": ["temperature:0:linear"]}, "must end above 0"),
+    "a schedule to NaN": (ALIKE, {"schedules": ["patient_weight:nan:linear"]}, "must end at or above 0"),
+    "a schedule that stands": (ALIKE, {"schedules": ["temperature:2:linear"]}, "--temperature is 2 already"),
+    "two schedules of one": (ALIKE, {"schedules": 2 * ["temperature:1:linear"]}, "names temperature more than once"),
+    "a temperature for none": (ALIKE, {"schedules": ["temperature:1:linear"], "soft_target_loss": "mse"}, "no soft t"),
     "reentrant checkpoints": (
         ALIKE,
         {

@@ -220,6 +220,8 @@ def test_what_a_cache_cannot_hold_is_refused(tmp_path: Path) -> None:
     cache = {"teacher_cache": str(tmp_path / "cache")}
     with pytest.raises(InputError, match="give --hidden_cosine_weight 0 --relation_weight 0, or"):
         trainer(tmp_path, "classification", **cache, hidden_cosine_weight=1.0, relation_weight=1.0)
+    with pytest.raises(InputError, match="at one temperature"):
+        trainer(tmp_path, "classification", **cache, schedules=["temperature:1:linear"])
     with pytest.raises(InputError, match="nothing to keep"):
         trainer(tmp_path, "classification", **cache, soft_target_weight=0.0)
     with pytest.raises(InputError, match="give --teacher_cache_top_k 40"):
