@@ -479,7 +479,7 @@ for name, (masked_lm, models, flags) in CASES.items():
     learned = [*trainer.accelerator.unwrap_model(trainer.model).parameters(), *trainer.projections]
     tensors = {str(number): parameter.detach().clone() for number, parameter in enumerate(learned)}
     save_file(tensors, f"{folder}-{trainer.args.process_index}")
-    Path(f"{folder}.json").write_text(json.dumps(trainer.state.log_history))
+    Path(f"{folder}-{trainer.args.process_index}.json").write_text(json.dumps(trainer.state.log_history))
 """
 WITHOUT_LOGITS: dict[str, Any] = {**NO_LOGITS, "learning_rate": 0.02}
 BY_TWO: dict[str, Any] = {"per_device_train_batch_size": 2}
@@ -518,7 +518,7 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
             found = load_file(tmp_path / "two" / f"{name}-{process}")
             for number, parameter in enumerate(expected):
                 torch.testing.assert_close(found[f"{number}"], parameter.detach(), rtol=0, atol=1e-10)
-        curve = json.loads((tmp_path / "two" / f"{name}.json").read_text())
+        curve = json.loads((tmp_path / "two" / f"{name}-0.json").read_text())
         for ours, theirs in zip(curve[:-1], one.state.log_history[:-1], strict=True):
             losses = {key: value for key, value in theirs.items() if key.startswith("loss")}
             assert {key: ours[key] for key in losses} == pytest.approx(losses, rel=1e-5), name
