@@ -1,6 +1,7 @@
 """A plain checkpoint in; ONNX and int8 files, verified, measured and reported, out."""
 
 from prunelle.export.calibration import activation_ranges, calibration_batches
+from prunelle.export.card import write_card
 from prunelle.export.checkpoint import Checkpoint, load_checkpoint
 from prunelle.export.deployment import FP32_FILE, INT8_FILE, export_and_report, report_on
 from prunelle.export.evaluation import Evaluation, evaluate
@@ -46,4 +47,5 @@ __all__ = [
     "quantize_static",
     "report_on",
     "report_on_sequences",
+    "write_card",
 ]

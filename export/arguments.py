@@ -48,6 +48,19 @@ class ExportArguments:
         metadata={"help": "Draws the calibration texts, and held-out data as the run did that trained with it."},
     )
 
+    max_accuracy_drop: float | None = field(
+        default=None,
+        metadata={
+            "help": "How many points int8-dynamic may lose on the validation data: the fewest modules, the most "
+            "sensitive, are left in float32 for that."
+        },
+    )
+    push_to_hub: bool = field(default=False, metadata={"help": "Put the folder on the Hub, into --hub_model_id."})
+    hub_model_id: str | None = field(default=None, metadata={"help": "By default the output folder's name."})
+    hub_token: str | None = field(default=None, metadata={"help": "By default that of `hf auth login`."})
+    hub_private_repo: bool | None = field(default=None, metadata={"help": "For a repository that is new."})
+    hub_revision: str | None = field(default=None, metadata={"help": "The branch to push to."})
+
     def __post_init__(self) -> None:
         if self.model_name_or_path is None:
             raise InputError("no model: give --model_name_or_path FOLDER or a hub model's name")
@@ -58,6 +71,10 @@ class ExportArguments:
         for name in ("calibration_samples", "per_device_eval_batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} {getattr(self, name)} must be at least 1")
+        if self.max_accuracy_drop is not None and self.max_accuracy_drop < 0:
+            raise InputError(f"--max_accuracy_drop {self.max_accuracy_drop} must not be negative")
+        if self.max_accuracy_drop is not None and not {"fp32", "int8-dynamic"} <= set(self.variants):
+            raise InputError("--max_accuracy_drop holds int8-dynamic against fp32: give both in --variants")
         if self.latency_seconds < 0:
             raise InputError(f"--latency_seconds {self.latency_seconds} must not be negative")
         if self.calibration_file is not None and "int8-static" not in self.variants:
@@ -74,6 +91,7 @@ class ExportDataArguments(DataArguments):
 
     def __post_init__(self) -> None:
         self.has_training_data = self.dataset_name is not None or self.train_file is not None
+        self.has_validation_data = self.has_training_data or self.validation_file is not None
         evaluated = self.validation_file or self.test_file
         self.is_given = self.has_training_data or evaluated is not None
         if not self.has_training_data:

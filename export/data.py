@@ -1,8 +1,11 @@
 """The data that an export is calibrated on and compared on."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch.utils.data import DataLoader
 
 from prunelle.errors import InputError
 from prunelle.export.arguments import ExportArguments, ExportDataArguments
@@ -35,11 +38,12 @@ def task_of(checkpoint: Checkpoint, data: ExportDataArguments, seed: int) -> Tas
     return task
 
 
-def answers_of(task: Task, encoded: dict[str, Any]) -> ReadAnswers | None:
-    """How the test (or validation) split's answers are read from logits, where the task is to answer questions."""
+def answers_of(task: Task, encoded: dict[str, Any], split: str = "test") -> ReadAnswers | None:
+    """How a split's answers are read from logits, where the task is to answer questions; of the validation data where
+    there is no such split."""
     if not isinstance(task, QuestionAnswering):
         return None
-    split = "test" if "test" in encoded else "validation"
+    split = split if split in encoded else "validation"
     return lambda logits: task.answers(logits, encoded[split], split)
 
 
@@ -48,10 +52,14 @@ def calibration_of(
 ) -> Sequence[Batch]:
     """What `quantize_static` calibrates on: a sample of the calibration file's texts, or of the training data's.
 
+    Nothing where it is not to be called.
+
     Raises:
         InputError: there is neither; data to evaluate on is not taken, since it would praise the result.
     """
     texts: Iterable[str]
+    if "int8-static" not in arguments.variants:
+        return ()
     if arguments.calibration_file is not None:
         rows = read_file(Path(arguments.calibration_file))
         column = find_column(rows, data.text_column_name, TEXT_NAMES, "text_column_name", arguments.calibration_file)
@@ -69,6 +77,41 @@ def calibration_of(
         masked=data.mlm_probability if checkpoint.task == "masked-lm" else 0.0,
         seed=arguments.seed,
     )
+
+
+def check_limit(arguments: ExportArguments, data: ExportDataArguments) -> None:
+    """See that there is data to judge `--max_accuracy_drop` by, which is not that of the closing table.
+
+    Raises:
+        InputError: there is none.
+    """
+    if arguments.max_accuracy_drop is not None and not data.has_validation_data:
+        raise InputError("--max_accuracy_drop is kept on validation data: give --validation_file")
+
+
+@dataclass
+class Examples:
+    """One split.
+
+    Attributes:
+        batches: as `evaluate` takes them; they can be gone through again.
+        answers: as `answers_of` gives it.
+    """
+
+    batches: Iterable[Batch]
+    answers: ReadAnswers | None = None
+
+
+def examples_of(checkpoint: Checkpoint, task: Task, arguments: ExportArguments) -> dict[str, Examples]:
+    """The splits `test`, on which files are compared, and `validation`, which serves where there is no other."""
+    encoded = task.encode(checkpoint.tokenizer)
+    collator = task.collator(checkpoint.tokenizer, encoded)
+    examples = {}
+    for split in ("validation", "test"):
+        rows = encoded.get(split, encoded["validation"])
+        batches = DataLoader(rows, batch_size=arguments.per_device_eval_batch_size, collate_fn=collator)
+        examples[split] = Examples(batches, answers_of(task, encoded, split))
+    return examples
 
 
 def _check_length(checkpoint: Checkpoint, data: ExportDataArguments) -> None:

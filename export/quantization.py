@@ -2,7 +2,7 @@
 
 import ast
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,7 +29,13 @@ INT4_BLOCK_SIZES = (16, 32, 64, 128, 256)  # what onnxruntime computes with
 INT4_BLOCK_SIZE = 32
 
 
-def quantize_dynamic(fp32_file: str | Path, output_file: str | Path, *, plan: QuantizationPlan | None = None) -> Path:
+def quantize_dynamic(
+    fp32_file: str | Path,
+    output_file: str | Path,
+    *,
+    plan: QuantizationPlan | None = None,
+    left_out: Collection[str] = (),
+) -> Path:
     """Writes the int8 version of a file of `export_onnx`, and returns its path.
 
     - Weights of linear layers: signed, symmetric, one scale for each output channel, integers of -64 to
@@ -48,6 +54,7 @@ def quantize_dynamic(fp32_file: str | Path, output_file: str | Path, *, plan: Qu
         fp32_file: a file of `export_onnx`.
         output_file: as a rule `…/onnx/model_quantized.onnx`.
         plan: of a model trained with `Quantization`, which modules to quantize. By default all.
+        left_out: which of `quantizable_modules` to leave in float32.
 
     Raises:
         ExportError: the file has none of the plan's linear modules.
@@ -55,8 +62,9 @@ def quantize_dynamic(fp32_file: str | Path, output_file: str | Path, *, plan: Qu
     output_file = Path(output_file)
     with published_when_done(output_file) as unfinished:
         proto = _loaded(fp32_file)
-        linear = _linear(proto, plan)
-        proto = _quantized(proto, unfinished, [*linear, *_tables(proto, plan)])
+        modules = _linear(proto, plan) | _tables(proto, plan)
+        nodes = [name for name, module in modules.items() if module not in left_out]
+        proto = _quantized(proto, unfinished, nodes)
         save_checked(proto, unfinished)
     return output_file
 
@@ -158,7 +166,7 @@ def _loaded(file: str | Path) -> ModelProto:
     return proto
 
 
-def _quantized(proto: ModelProto, file: Path, nodes: Sequence[str]) -> ModelProto:
+def _quantized(proto: ModelProto, file: Path, nodes: Collection[str]) -> ModelProto:
     """The model with weights of the named nodes in 8 bits, and whatever of their inputs is computed too.
 
     `file` is where onnxruntime, which only writes to files, may leave it.
@@ -178,6 +186,12 @@ def _quantized(proto: ModelProto, file: Path, nodes: Sequence[str]) -> ModelProt
     return onnx.load(file)
 
 
+def quantizable_modules(fp32_file: str | Path, plan: QuantizationPlan | None = None) -> list[str]:
+    """Qualified names of the modules of a file of `export_onnx` whose weights `quantize_dynamic` rounds."""
+    proto = _loaded(fp32_file)
+    return list(dict.fromkeys([*_tables(proto, plan).values(), *_linear(proto, plan).values()]))
+
+
 def _linear(proto: ModelProto, plan: QuantizationPlan | None) -> dict[str, str]:
     """Products with a stored matrix, all of them or the plan's, and the module of each, by the name of the node.
 
@@ -185,7 +199,9 @@ def _linear(proto: ModelProto, plan: QuantizationPlan | None) -> dict[str, str]:
     """
     stored = {tensor.name for tensor in proto.graph.initializer}
     nodes = [node for node in proto.graph.node if node.op_type in LINEAR_OPERATORS and node.input[1] in stored]
-    found = {f"{node.name}_MatMul" if node.op_type == "Gemm" else node.name: _module(node) for node in nodes}
+    found = {
+        f"{node.name}_MatMul" if node.op_type == "Gemm" else node.name: _module(node) or node.name for node in nodes
+    }
     ONNXModel(proto).replace_gemm_with_matmul()
     if plan is None:
         return found
@@ -195,8 +211,9 @@ def _linear(proto: ModelProto, plan: QuantizationPlan | None) -> dict[str, str]:
     return found
 
 
-def _tables(proto: ModelProto, plan: QuantizationPlan | None) -> list[str]:
-    """Nodes that look up in a stored table of numbers, all of them or the plan's that have one scale.
+def _tables(proto: ModelProto, plan: QuantizationPlan | None) -> dict[str, str]:
+    """Nodes that look up in a stored table of numbers, all of them or the plan's that have one scale, and the module of
+    each, by the name of the node.
 
     Of those that have one a row, the table is quantized here.
     """
@@ -207,8 +224,8 @@ def _tables(proto: ModelProto, plan: QuantizationPlan | None) -> list[str]:
     if plan is not None and plan.embeddings == "row":
         for node in nodes:
             _quantize_rows(proto, node)
-        return []
-    return [node.name for node in nodes]
+        return {}
+    return {node.name: _module(node) or node.name for node in nodes}
 
 
 def _quantize_rows(proto: ModelProto, node: NodeProto) -> None:

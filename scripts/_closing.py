@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 
 from prunelle.compression.quantization import QuantizationPlan, save_packed
 from prunelle.compression.record import write_record
-from prunelle.export import export_and_report, report_on_sequences
+from prunelle.export import export_and_report, report_on_sequences, write_card
 from prunelle.export.data import answers_of
+from prunelle.export.hub import upload
 from prunelle.tasks import Task
 from prunelle.trainers import CompressionTrainer
 from prunelle.trainers.finetuning import save_model
@@ -31,6 +32,8 @@ def close(
     **record: Any,
 ) -> None:
     """Evaluate what was trained, save it, export it, and print the table of what that did to it.
+
+    Then it is pushed to the Hub, where `--push_to_hub` asks for that.
 
     Encoder-decoders are measured on what they write, and not exported.
 
@@ -71,4 +74,6 @@ def close(
         if plan.scheme in ("ternary", "binary"):
             save_packed(model, plan, folder / "model_packed.safetensors")
     write_record(folder, data=task.fingerprint(), training=trainer.state.log_history, **record)
+    write_card(folder, report, trainer.hub_model_id)
     print(report.to_text())
+    upload(folder, trainer.hub_model_id, trainer.args)

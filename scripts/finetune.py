@@ -6,8 +6,11 @@ prunelle finetune --model_name_or_path bert-base-uncased --train_file reviews.cs
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from prunelle.cli import parse, run
+from prunelle.export import write_card
+from prunelle.export.hub import repository_of, upload
 from prunelle.launch import start
 from prunelle.tasks import TASKS, DataArguments
 from prunelle.trainers import FinetuningArguments
@@ -26,6 +29,10 @@ def main(argv: Sequence[str]) -> None:
     with arguments.main_process_first():
         encoded = task.encode(model.tokenizer)
     finetune(model, task, encoded, arguments, recipe=recipe)
+    if arguments.process_index == 0:
+        folder, repository = Path(arguments.output_dir), repository_of(arguments)
+        write_card(folder, model_id=repository)
+        upload(folder, repository, arguments)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ CONFIG = {
 @pytest.fixture(autouse=True)
 def without_export(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_closing, "export_and_report", lambda *_, **__: Mock(to_text=str))
+    monkeypatch.setattr(_closing, "write_card", Mock())
 
 
 @pytest.fixture

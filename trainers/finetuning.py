@@ -88,7 +88,7 @@ def hard_label_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any 
 
 def save_model(trainer: Trainer, folder: Path) -> None:
     """Write the trained model and its tokenizer, once, without the Trainer's pickled arguments."""
-    trainer.save_model(str(folder))
+    trainer.save_model(str(folder), _internal_call=True)  # which does not push: more comes into the folder
     if trainer.is_world_process_zero():
         (folder / "training_args.bin").unlink(missing_ok=True)
     trainer.accelerator.wait_for_everyone()
@@ -205,6 +205,7 @@ def teacher_arguments(models: TeacherStudentArguments, arguments: FinetuningArgu
     inherited = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(FinetuningArguments) if f.init}
     beside_the_student = f"{str(arguments.output_dir).rstrip('/')}-teacher"
     inherited |= {"output_dir": models.teacher_output_dir or beside_the_student, "resume_from_checkpoint": None}
+    inherited["push_to_hub"] = False
     if models.teacher_learning_rate is not None:
         inherited["learning_rate"] = models.teacher_learning_rate
     if models.teacher_num_train_epochs is not None:

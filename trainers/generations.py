@@ -75,6 +75,7 @@ def _generation(
     folder = Path(f"{str(arguments.output_dir).rstrip('/')}-generation-{number}")
     plan = copy.copy(arguments)
     plan.output_dir, plan.seed, plan.resume_from_checkpoint = str(folder), arguments.seed + number, None
+    plan.push_to_hub = False
     identity = _identity(teacher, models, task, plan)
     if (found := reusable_teacher(folder, identity, task, flag="output_dir")) is not None:
         return Teacher(**vars(found), folder=str(folder))

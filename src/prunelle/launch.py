@@ -15,6 +15,7 @@ from accelerate import PartialState
 from transformers import TrainingArguments, set_seed
 
 from prunelle.errors import InputError
+from prunelle.export.hub import repository_of
 from prunelle.tasks import DataArguments
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,8 @@ def start(arguments: TrainingArguments, data: DataArguments) -> None:
 
     Raises:
         InputError: The output folder is not empty (and no checkpoint in it is resumed), the processes
-            started do not know of each other, the run would have no end, or windows would lose their order.
+            started do not know of each other, the run would have no end, windows would lose their order, or the
+            Hub's repository that it is to be pushed to cannot be written to.
     """
     start_logging()
     # The Trainer pins memory unless told not to, and torch tells everyone without a GPU on every epoch.
@@ -39,6 +41,8 @@ def start(arguments: TrainingArguments, data: DataArguments) -> None:
             "--train_sampling_strategy group_by_length would mix up the windows of a context, which are all of one "
             "length: leave it out with --task question-answering"
         )
+    if PartialState().is_main_process:
+        repository_of(arguments)
     set_seed(arguments.seed)
 
 

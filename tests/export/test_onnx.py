@@ -5,26 +5,23 @@ import onnxruntime
 import pytest
 import torch
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     BertForSequenceClassification,
-    DistilBertConfig,
-    DistilBertForMaskedLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    ModernBertConfig,
-    ModernBertForSequenceClassification,
-    RobertaConfig,
-    RobertaForSequenceClassification,
 )
 
-from prunelle.export import ExportError, export_onnx
+from prunelle.export import ExportError, export_onnx, export_variants
+from prunelle.export.inference import model_input_names
 
 
-def run(file, inputs):
+def run(file, inputs, output="logits"):
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     names = [tensor.name for tensor in session.get_inputs()]
-    return torch.from_numpy(session.run(["logits"], {name: inputs[name].numpy() for name in names})[0])
+    return torch.from_numpy(session.run([output], {name: inputs[name].numpy() for name in names})[0])
 
 
 def batch(rows, length, padded, side="right", pad=0, vocabulary=100):
@@ -141,47 +138,99 @@ SMALL = {
     "num_hidden_layers": 1,
     "num_attention_heads": 4,
     "intermediate_size": 64,
-    "max_position_embeddings": 50,
     "initializer_range": 0.2,
 }
-FAMILIES = {
-    "distilbert": lambda: DistilBertForMaskedLM(
-        DistilBertConfig(vocab_size=100, dim=32, n_layers=1, n_heads=4, hidden_dim=64, initializer_range=0.2)
-    ),
-    "roberta": lambda: RobertaForSequenceClassification(RobertaConfig(**SMALL, pad_token_id=1, type_vocab_size=1)),
-    "modernbert": lambda: ModernBertForSequenceClassification(
-        ModernBertConfig(
-            **SMALL,
-            local_attention=8,
-            global_attn_every_n_layers=2,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-            cls_token_id=1,
-            sep_token_id=2,
-        )
-    ),
-    "gpt2": lambda: GPT2LMHeadModel(
-        GPT2Config(vocab_size=100, n_embd=32, n_layer=1, n_head=4, n_positions=48, bos_token_id=1, eos_token_id=2)
-    ),
-    "llama": lambda: LlamaForCausalLM(
-        LlamaConfig(**SMALL, num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2)
-    ),
+BOTH_ENDS = {"bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+# What of a small configuration is each one's own. All reach 48 tokens: tables with a padding index lose some to it.
+ARCHITECTURES = {
+    "bert": {"max_position_embeddings": 48},
+    "roberta": {"max_position_embeddings": 50, "pad_token_id": 1, "type_vocab_size": 1},
+    "xlm-roberta": {"max_position_embeddings": 50, "pad_token_id": 1, "type_vocab_size": 1},
+    "distilbert": {"max_position_embeddings": 48, "hidden_dim": 64},
+    "electra": {"max_position_embeddings": 48, "embedding_size": 16},
+    "mpnet": {"max_position_embeddings": 50, "pad_token_id": 1},
+    "deberta-v2": {
+        "max_position_embeddings": 48,
+        "type_vocab_size": 0,
+        "relative_attention": True,
+        "position_buckets": 16,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_biased_input": False,
+    },
+    "modernbert": {
+        "max_position_embeddings": 48,
+        "num_hidden_layers": 2,  # one attends to all tokens, the other to those near
+        "global_attn_every_n_layers": 2,
+        "local_attention": 8,
+        "pad_token_id": 0,
+        **BOTH_ENDS,
+    },
+    "gpt2": {"n_positions": 48, "bos_token_id": 1, "eos_token_id": 2},
+    "llama": {
+        "max_position_embeddings": 48,
+        "num_key_value_heads": 2,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+}
+HEADS = {
+    "text classification": AutoModelForSequenceClassification,
+    "token classification": AutoModelForTokenClassification,
+    "question answering": AutoModelForQuestionAnswering,
+    "masked LM": AutoModelForMaskedLM,
+    "causal LM": AutoModelForCausalLM,
+}
+DECODERS = ("gpt2", "llama")
+PAIRS = [
+    (architecture, head)
+    for architecture in ARCHITECTURES
+    for head in HEADS
+    if (head == "causal LM") == (architecture in DECODERS)
+]
+# Each architecture once, each head more than once, BERT's by the tests above; `pytest -m matrix` runs the others.
+ALWAYS = {
+    ("roberta", "text classification"),
+    ("xlm-roberta", "token classification"),
+    ("distilbert", "masked LM"),
+    ("electra", "question answering"),
+    ("mpnet", "masked LM"),
+    ("deberta-v2", "masked LM"),
+    ("modernbert", "text classification"),
+    ("gpt2", "causal LM"),
+    ("llama", "causal LM"),
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_other_families(family, tmp_path: Path):
-    """Positions that skip padding, rotary positions and causal masks each break in a way of their own."""
+@pytest.mark.parametrize(
+    ("architecture", "head"),
+    [pytest.param(*pair, marks=[] if pair in ALWAYS else [pytest.mark.matrix]) for pair in PAIRS],
+)
+def test_every_architecture_and_head(architecture, head, tmp_path: Path):
+    """Positions that skip padding, relative and rotary ones, and causal masks each break in a way of their own."""
     torch.manual_seed(0)
-    model = FAMILIES[family]().eval()
-    file = export_onnx(model, tmp_path / "model.onnx")
+    classes = 2 if head == "question answering" else 3  # where answers start, and where they end
+    config = AutoConfig.for_model(architecture, **{**SMALL, **ARCHITECTURES[architecture]}, num_labels=classes)
+    model = HEADS[head].from_config(config).eval()
+    files = export_variants(model, tmp_path)
+    graph = onnx.load(files["int8-dynamic"]).graph
+    stored = {tensor.name for tensor in graph.initializer}
+    assert "MatMulInteger" in {node.op_type for node in graph.node}
+    assert not [node.name for node in graph.node if node.op_type in ("MatMul", "Gemm") and node.input[1] in stored]
+
+    expected, rounded = [], []
     for rows, length, padded, side in SHAPES:
         inputs = batch(rows, length, padded, side, pad=model.config.pad_token_id or 0)
-        del inputs["token_type_ids"]
+        attended = inputs["attention_mask"] == 1 if head != "text classification" else slice(None)
+        taken = {name: inputs[name] for name in model_input_names(model)}
         with torch.inference_mode():
-            expected = model(**inputs).logits
-        logits = run(file, inputs)
-        if expected.ndim == 3:
-            expected, logits = expected[inputs["attention_mask"] == 1], logits[inputs["attention_mask"] == 1]
-        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+            outputs = model(**taken)
+        for output in ("start_logits", "end_logits") if head == "question answering" else ("logits",):
+            logits = outputs[output][attended]
+            torch.testing.assert_close(run(files["fp32"], inputs, output)[attended], logits, atol=1e-5, rtol=1e-5)
+            expected.append(logits.flatten())
+            rounded.append(run(files["int8-dynamic"], inputs, output)[attended].flatten())
+    # 32 hidden units average little of the rounding away; a wrong scale or axis would leave nothing in common.
+    assert torch.corrcoef(torch.stack([torch.cat(expected), torch.cat(rounded)]))[0, 1] > 0.95

@@ -186,6 +186,7 @@ def test_a_distilbert_from_a_trained_teacher(
 def without_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ends a run after training: export and latencies take half a minute, and other tests see to them."""
     monkeypatch.setattr(_closing, "export_and_report", lambda *_, **__: Mock(to_text=str))
+    monkeypatch.setattr(_closing, "write_card", Mock())
 
 
 @pytest.mark.usefixtures("without_export")
@@ -212,6 +213,7 @@ def test_a_teacher_that_was_asked_everything_is_not_loaded(
     """Prevents memory and time for a teacher that has nothing left to say; and a student that differs without it."""
     closings = Mock(return_value=Mock(to_text=str))
     monkeypatch.setattr(_closing, "export_and_report", closings)
+    monkeypatch.setattr(_closing, "write_card", Mock())
     config = json.loads((Path(teacher) / "config.json").read_text())
     sizes = ("model_type", "hidden_size", "num_attention_heads", "max_position_embeddings", "hidden_dropout_prob")
     student = {name: config[name] for name in sizes} | {"num_hidden_layers": 1}

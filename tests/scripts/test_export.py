@@ -95,6 +95,7 @@ def test_without_data_it_says_that_nothing_was_compared(
     assert "Predictions were not compared" in printed
     assert re.search(r"onnx/model_quantized\.onnx: \d+\.\d MB", printed)
     assert {path.name for path in (tmp_path / "run").rglob("*.*")} == {
+        "README.md",
         "model_quantized.onnx",
         "config.json",
         "tokenizer.json",

@@ -93,6 +93,7 @@ def test_both_ends_are_distilled(
 ) -> None:
     """Prevents a teacher whose view of the ends is not heard, and soft targets that a cache or an ensemble changes."""
     monkeypatch.setattr(_closing, "export_and_report", lambda *_, **__: Mock(to_text=str))
+    monkeypatch.setattr(_closing, "write_card", Mock())
     folder, _ = student
     data = [f"--{split}_file={folder.parent / split}.jsonl" for split in ("train", "validation")]
     teacher = str(folder) + "-teacher"

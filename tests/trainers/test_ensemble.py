@@ -124,6 +124,7 @@ def test_an_ensemble_is_heard_through_the_command_line(
     """Prevents teachers, weights or a temperature that are asked for and not used, and a run that does not say whom
     it heard."""
     monkeypatch.setattr(_closing, "export_and_report", lambda *_, **__: Mock(to_text=str))
+    monkeypatch.setattr(_closing, "write_card", Mock())
     first = AutoModelForSequenceClassification.from_pretrained(teacher)
     tokenizer = AutoTokenizer.from_pretrained(teacher)
     second = permuted(first, [1, 0])

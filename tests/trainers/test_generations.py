@@ -18,6 +18,7 @@ def closings(monkeypatch: pytest.MonkeyPatch) -> Mock:
     """What runs are closed with, in place of an export."""
     mock = Mock(return_value=Mock(to_text=str))
     monkeypatch.setattr(_closing, "export_and_report", mock)
+    monkeypatch.setattr(_closing, "write_card", Mock())
     return mock
 
 

@@ -68,6 +68,7 @@ def test_a_padded_teacher_is_heard_and_one_of_other_tokens_refused(
 ) -> None:
     """Prevents training on nonsense where ids stand for other tokens, even if there are as many."""
     monkeypatch.setattr(_closing, "export_and_report", lambda *_, **__: Mock(to_text=str))
+    monkeypatch.setattr(_closing, "write_card", Mock())
     (tmp_path / "text.txt").write_text("".join(TEXTS))
     for folder, size, own_tokenizer in (
         ("teacher", 320, tokenizer),
