@@ -7,6 +7,7 @@ from typing import Any, Literal
 from transformers import PreTrainedModel, TrainingArguments
 
 from prunelle.compression import CompressionMethod
+from prunelle.compression.activations import GeluToRelu
 from prunelle.compression.pruning import (
     LAYERS,
     SHARED,
@@ -103,6 +104,13 @@ class PruningArguments:
     pruning_cooldown: float = field(
         default=0.3, metadata={"help": "The share of the run that is left, with masks that stay, once it has fallen."}
     )
+    gelu_to_relu: bool = field(
+        default=False,
+        metadata={
+            "help": "Replace GeLU by ReLU on the way, gradually: between --pruning_warmup and --pruning_cooldown, "
+            "whatever the schedule."
+        },
+    )
     score_init: Literal["magnitude", "zero", "noise"] = field(
         default="magnitude", metadata={"help": "Where learned scores begin; magnitude is |w| / std(w)."}
     )
@@ -124,7 +132,8 @@ class PruningArguments:
             raise InputError(f"--score_penalty needs scores that are learned, and --score {self.score} learns none")
         if self.calibration_samples < 1:
             raise InputError(f"--calibration_samples {self.calibration_samples} must be at least 1")
-        if self.schedule != "cubic" and (self.pruning_warmup, self.pruning_cooldown) != (0.1, 0.3):
+        is_idle = self.schedule != "cubic" and not self.gelu_to_relu
+        if is_idle and (self.pruning_warmup, self.pruning_cooldown) != (0.1, 0.3):
             raise InputError(
                 f"--schedule {self.schedule} has no --pruning_warmup and no --pruning_cooldown: leave them out"
             )
@@ -145,7 +154,7 @@ class PruningArguments:
         self.methods(seed=0)
 
     def methods(self, seed: int) -> list[CompressionMethod]:
-        """What the flags describe, a method for each structure, and one that rewinds."""
+        """What the flags describe: a method for each structure, one that rewinds, one that replaces activations."""
         densities = self.density if len(self.density) > 1 else self.density * len(self.structure)
         methods: list[CompressionMethod] = [
             Pruning(
@@ -166,6 +175,8 @@ class PruningArguments:
         ]
         if self.rewind != "none":
             methods.append(Rewinding(self._iterative(densities[0]), weights=self.rewind == "weights"))
+        if self.gelu_to_relu:
+            methods.append(GeluToRelu(self.pruning_warmup, self.pruning_cooldown))
         return methods
 
     def compact(self, model: PreTrainedModel) -> PreTrainedModel:

@@ -228,6 +228,15 @@ def test_one_shot_trains_what_is_left(tmp_path: Path) -> None:
     assert {line["density"] for line in trainer.state.log_history if "density" in line} == {0.5}
 
 
+def test_activations_are_replaced_in_the_same_run(tmp_path: Path) -> None:
+    """Prevents activations that are changed before they are trained with, or never."""
+    trainer = prune(tmp_path, {"density": 0.5, "score": "magnitude", "gelu_to_relu": True})
+    shares = [line["relu_share"] for line in trainer.state.log_history if "relu_share" in line]
+    assert shares == pytest.approx([min(1, max(0, (step / 8 - 0.1) / 0.6)) for step in range(1, 9)])
+    assert trainer.model.config.hidden_act == "relu"
+    assert not any("GELU" in type(module).__name__ for module in trainer.model.modules())
+
+
 def test_a_short_run_is_refused(tmp_path: Path) -> None:
     """Prevents a run that ends before its density is reached."""
     with pytest.raises(InputError, match="the run has 2 optimizer steps"):
