@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from prunelle.compression.record import versions
 from prunelle.errors import InputError
 from prunelle.export.candidates import Candidate, find_candidates
-from prunelle.export.data import answers_of
-from prunelle.export.evaluation import IGNORED, Evaluation, ReadAnswers, evaluate
+from prunelle.export.data import reader_of
+from prunelle.export.evaluation import IGNORED, Evaluation, Reader, evaluate
 from prunelle.export.footprint import Footprint, measure_footprint
 from prunelle.export.hardware import hardware
 from prunelle.export.inference import maximum_length
@@ -25,7 +25,7 @@ from prunelle.export.mcnemar import McNemar
 from prunelle.export.report import ModelReport, Report
 from prunelle.export.runner import Batch, Logits, Runner, TorchRunner
 from prunelle.export.weights import Weights
-from prunelle.tasks import TASKS, Classification, DataArguments, QuestionAnswering, Task, TextClassification
+from prunelle.tasks import TASKS, Classification, DataArguments, QuestionAnswering, ReadsLogits, Task, TextTask
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +182,7 @@ def compare(arguments: ComparisonArguments, recipe: dict[str, Any]) -> Compariso
         examples.batches(),
         task.compute_metrics,
         reference=contestants[0].aligned,
-        answers=examples.answers,
+        reader=examples.reader,
     )
     measured: dict[str, Any] = {
         "shapes": arguments.shapes,
@@ -195,7 +195,7 @@ def compare(arguments: ComparisonArguments, recipe: dict[str, Any]) -> Compariso
     logger.info("measuring load time and memory, each model in a process of its own")
     footprints = [measure_footprint(candidate, task.auto_model_class.__name__, **measured) for candidate in candidates]
 
-    names = task.class_names if isinstance(task, Classification) else None
+    names = task.class_names if isinstance(task, Classification) and not isinstance(task, ReadsLogits) else None
     rows = [
         _row(*figures, base=latencies[0]) for figures in zip(candidates, evaluations, weights, latencies, strict=True)
     ]
@@ -256,11 +256,12 @@ def judge(
 ) -> Judgement:
     """Holds a candidate's predictions against the reference's, on the same examples."""
     true, before, after = reference.references, reference.predictions, candidate.predictions
-    rights = [(evaluation.errors == 0).astype(np.int64) for evaluation in (reference, candidate)]
+    differs = candidate.differs(reference)
+    is_worse, is_better = (differs & sign(candidate.errors, reference.errors) for sign in (np.greater, np.less))
     test = McNemar(keep_in_memory=True).compute(
-        predictions1=rights[0], predictions2=rights[1], references=np.ones_like(rights[0])
+        predictions1=1 - is_better, predictions2=1 - is_worse, references=np.ones(len(differs), dtype=np.int64)
     )
-    changed = np.flatnonzero(before != after)
+    changed = np.flatnonzero(differs)
     surest = changed[np.argsort(-reference.margins[changed], kind="stable")]
     flips = [
         Flip(
@@ -283,28 +284,31 @@ def judge(
         )
         for number, name in enumerate(classes or [])
     ]
+    are_graded = not np.isin([reference.errors, candidate.errors], (0.0, 1.0)).all()
     worse, better, p_value = test["only_first_right"], test["only_second_right"], test["p_value"]
     return Judgement(
         agreement=1 - len(changed) / len(true),
         worse=worse,
         better=better,
         p_value=p_value,
-        verdict=verdict(len(changed), len(true), worse, better, p_value),
+        verdict=verdict(len(changed), len(true), worse, better, p_value, "errors" if are_graded else "accuracies"),
         classes=by_class,
         flips=flips,
     )
 
 
-def verdict(changed: int, total: int, worse: int, better: int, p_value: float) -> str:
+def verdict(changed: int, total: int, worse: int, better: int, p_value: float, compared: str = "accuracies") -> str:
     """What a reader in a hurry should know."""
     if not changed:
         return f"none of {total:,} predictions changed"
     differ = "do not differ at 5 %"
     if p_value < SIGNIFICANT:
-        differ = f"differ at 5 %: the candidate's is {'lower' if worse > better else 'higher'}"
+        is_lower = (worse > better) == (compared == "accuracies")
+        differ = f"differ at 5 %: the candidate's {'is' if compared == 'accuracies' else 'are'} "
+        differ += "lower" if is_lower else "higher"
     return (
         f"{changed:,} of {total:,} predictions changed, {worse:,} for the worse and {better:,} for the better; "
-        f"the accuracies {differ} (McNemar p = {p_value:.2g})"
+        f"the {compared} {differ} (McNemar p = {p_value:.2g})"
     )
 
 
@@ -344,7 +348,7 @@ def _prepare(candidates: Sequence[Candidate], task: Task, longest: int) -> list[
         order = None
         if isinstance(task, Classification):
             order = class_order(config, its_config, candidate.path)
-        if not isinstance(task, TextClassification) and its_tokenizer.get_vocab() != tokenizer.get_vocab():
+        if not isinstance(task, TextTask) and its_tokenizer.get_vocab() != tokenizer.get_vocab():
             raise InputError(
                 f"{candidate.path} has another vocabulary than the reference: their tokens cannot be compared"
             )
@@ -371,13 +375,13 @@ class _Examples:
         self.source = getattr(arguments, f"{self.split}_file") or arguments.dataset_name or arguments.train_file
         rows = task.splits[self.split]
         self.texts: Sequence[str] | None = None
-        if isinstance(task, TextClassification):
+        if isinstance(task, TextTask):
             self.texts = rows["text"]
         elif isinstance(task, QuestionAnswering):
             self.texts = [f"{row['question']} {row['context']}" for row in rows]
         self.class_names = task.class_names if isinstance(task, Classification) else None
         self.tokenizer = contestants[0].tokenizer
-        self.answers: ReadAnswers | None = None
+        self.reader: Reader | None = None
         self.rows: dict[str, Any] = {}
         self.loaders: dict[str, DataLoader[Any]] = {}
         for contestant in contestants:
@@ -385,7 +389,7 @@ class _Examples:
             if name not in self.rows:
                 encoded = task.encode(contestant.tokenizer)
                 self.rows[name] = encoded[self.split]
-                self.answers = answers_of(task, encoded)
+                self.reader = reader_of(task, encoded)
                 collator = task.collator(contestant.tokenizer, encoded)
                 self.loaders[name] = DataLoader(
                     encoded[self.split], batch_size=arguments.per_device_eval_batch_size, collate_fn=collator
@@ -422,9 +426,11 @@ class _Examples:
             )
 
     def class_name(self, prediction: Any) -> str:
-        """A class, an answer, or a word of the vocabulary."""
+        """A class, an answer, a number, or a word of the vocabulary."""
         if isinstance(prediction, str):
             return prediction or "(no answer)"
+        if isinstance(prediction, float):
+            return f"{prediction:.4g}"
         number = int(prediction)
         if self.class_names is not None:
             return self.class_names[number]

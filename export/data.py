@@ -11,10 +11,10 @@ from prunelle.errors import InputError
 from prunelle.export.arguments import ExportArguments, ExportDataArguments
 from prunelle.export.calibration import calibration_batches
 from prunelle.export.checkpoint import Checkpoint
-from prunelle.export.evaluation import ReadAnswers
+from prunelle.export.evaluation import Reader
 from prunelle.export.inference import maximum_length
 from prunelle.export.runner import Batch
-from prunelle.tasks import TASKS, QuestionAnswering, Task
+from prunelle.tasks import TASKS, ReadsLogits, Task, problem_type
 from prunelle.tasks.loading import find_column, read_file
 from prunelle.tasks.text_classification import TEXT_NAMES
 
@@ -33,18 +33,20 @@ def task_of(checkpoint: Checkpoint, data: ExportDataArguments, seed: int) -> Tas
         return None
     _check_length(checkpoint, data)
     data.task = checkpoint.task  # type: ignore[assignment]
+    if checkpoint.task == "text-classification" and (problem := problem_type(checkpoint.model)) is not None:
+        data.problem_type = problem  # type: ignore[assignment]
     task = TASKS[checkpoint.task](data, seed)
     task.adopt(checkpoint.model.config, checkpoint.name)
     return task
 
 
-def answers_of(task: Task, encoded: dict[str, Any], split: str = "test") -> ReadAnswers | None:
-    """How a split's answers are read from logits, where the task is to answer questions; of the validation data where
-    there is no such split."""
-    if not isinstance(task, QuestionAnswering):
+def reader_of(task: Task, encoded: dict[str, Any], split: str = "test") -> Reader | None:
+    """How predictions are read from a split's logits, where they are no classes; of the validation data where there is
+    no such split."""
+    if not isinstance(task, ReadsLogits):
         return None
     split = split if split in encoded else "validation"
-    return lambda logits: task.answers(logits, encoded[split], split)
+    return Reader(task.choices, lambda logits: task.read(logits, encoded[split], split))
 
 
 def calibration_of(
@@ -95,11 +97,11 @@ class Examples:
 
     Attributes:
         batches: as `evaluate` takes them; they can be gone through again.
-        answers: as `answers_of` gives it.
+        reader: as `reader_of` gives it.
     """
 
     batches: Iterable[Batch]
-    answers: ReadAnswers | None = None
+    reader: Reader | None = None
 
 
 def examples_of(checkpoint: Checkpoint, task: Task, arguments: ExportArguments) -> dict[str, Examples]:
@@ -110,7 +112,7 @@ def examples_of(checkpoint: Checkpoint, task: Task, arguments: ExportArguments) 
     for split in ("validation", "test"):
         rows = encoded.get(split, encoded["validation"])
         batches = DataLoader(rows, batch_size=arguments.per_device_eval_batch_size, collate_fn=collator)
-        examples[split] = Examples(batches, answers_of(task, encoded, split))
+        examples[split] = Examples(batches, reader_of(task, encoded, split))
     return examples
 
 

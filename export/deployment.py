@@ -8,7 +8,7 @@ from torch import nn
 
 from prunelle.compression.quantization import QuantizationPlan
 from prunelle.compression.record import versions
-from prunelle.export.evaluation import ComputeMetrics, Evaluation, ReadAnswers, evaluate
+from prunelle.export.evaluation import LOWER_IS_BETTER, ComputeMetrics, Evaluation, Reader, evaluate
 from prunelle.export.hardware import hardware
 from prunelle.export.inference import deployed, maximum_length
 from prunelle.export.latency import SHAPES, Latency, measure_latency
@@ -30,7 +30,7 @@ def export_and_report(
     *,
     batches: Iterable[Batch],
     compute_metrics: ComputeMetrics,
-    answers: ReadAnswers | None = None,
+    reader: Reader | None = None,
     teacher: nn.Module | None = None,
     teacher_folder: str | Path | None = None,
     shapes: Sequence[str] = SHAPES,
@@ -55,7 +55,7 @@ def export_and_report(
         teacher_folder: the teacher's checkpoint, for its size on disk.
         opset_version: as `export_onnx` takes it.
         plan: as `export_variants` takes it.
-        batches, compute_metrics, answers, shapes, latency_seconds: as `report_on` takes them.
+        batches, compute_metrics, reader, shapes, latency_seconds: as `report_on` takes them.
 
     Raises:
         ExportError: the student cannot be exported, or its float32 file does not compute what it computes.
@@ -77,7 +77,7 @@ def export_and_report(
         folder=output_dir,
         batches=batches,
         compute_metrics=compute_metrics,
-        answers=answers,
+        reader=reader,
         teacher=teacher,
         teacher_folder=teacher_folder,
         shapes=shapes,
@@ -94,7 +94,7 @@ def report_on(
     *,
     batches: Iterable[Batch],
     compute_metrics: ComputeMetrics,
-    answers: ReadAnswers | None = None,
+    reader: Reader | None = None,
     name: str = "model",
     folder: str | Path | None = None,
     teacher: nn.Module | None = None,
@@ -111,7 +111,7 @@ def report_on(
         files: as `export_variants` gives them.
         tokenizer: says how long inputs can be.
         batches: evaluation data as `evaluate` takes it, with `labels`. Gone through once.
-        compute_metrics, answers: as `evaluate` takes them.
+        compute_metrics, reader: as `evaluate` takes them.
         name: the model's in the report.
         folder: the model's checkpoint, for its size on disk; without one that of its weights.
         teacher: the first row and the base of the speed-ups, which without one is the model.
@@ -131,7 +131,7 @@ def report_on(
         for variant, file in files.items():
             label = VARIANTS[variant].name
             runners.append(OnnxRunner(file, label, parameters=reference.parameters, format=label))
-        evaluations = evaluate(runners, batches, compute_metrics, reference=reference, answers=answers)
+        evaluations = evaluate(runners, batches, compute_metrics, reference=reference, reader=reader)
         latencies = measure_latency(
             runners,
             shapes=shapes,
@@ -173,7 +173,7 @@ def _warnings(reference: str, rows: Sequence[ModelReport], machine: dict[str, An
     for row in files:
         for metric, value in original.metrics.items():
             lost = value - row.metrics[metric]
-            if metric != "loss" and not lost <= POINT:  # so written that NaN warns
+            if metric not in LOWER_IS_BETTER and not lost <= POINT:  # so written that NaN warns
                 found.append(
                     f"{row.name} loses {100 * lost:.1f} points of {metric}: {value:.4f} in the {reference}, "
                     f"{row.metrics[metric]:.4f} in {row.name}."

@@ -11,12 +11,25 @@ from torch.nn import functional
 
 from prunelle.errors import InputError
 from prunelle.export.runner import Batch, Logits, Runner
-from prunelle.tasks import Answers
+from prunelle.tasks import Predictions
 
+LOWER_IS_BETTER = ("loss", "mse")
 IGNORED = -100  # the label of a position that is not scored, as everywhere in the field
 
 ComputeMetrics = Callable[[Any, Any], Mapping[str, float]]
-ReadAnswers = Callable[[Logits], Answers]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How predictions that are no classes are read, as `prunelle.tasks.ReadsLogits` does.
+
+    Attributes:
+        choices: a batch's logits as one choice a label: (…, classes) for labels of shape (…).
+        read: what the logits of all batches, so shaped, predict.
+    """
+
+    choices: Callable[[Logits], Logits]
+    read: Callable[[Logits], Predictions]
 
 
 @dataclass
@@ -24,14 +37,15 @@ class Evaluation:
     """What one model did with the data.
 
     Attributes:
-        metrics: what `compute_metrics` gave, and `loss`, the mean cross-entropy in nats.
+        metrics: what `compute_metrics` gave, and `loss`, the mean cross-entropy in nats, or squared error of numbers.
         flips: how many predictions differ from the reference model's.
         total: how many predictions there were.
         max_abs_logit_difference: the largest difference of a logit from the reference model's.
-        predictions: (total,) the predicted classes, or the answers as text.
+        predictions: (total,) the predicted classes, texts or numbers.
         margins: (total,) how sure each prediction was, from 0 to 1: its probability less the next one's.
-        references: (total,) the true classes, or the right answers, one beside the other.
-        errors: (total,) 0 for what is right, 1 for what is not.
+        references: (total,) the true classes, or what else would have been right.
+        errors: (total,) how wrong each prediction is, 0 for what is right.
+        tolerance: how far apart two numbers are before they are different predictions.
     """
 
     metrics: dict[str, float]
@@ -42,6 +56,13 @@ class Evaluation:
     margins: NDArray[np.float64]
     references: NDArray[Any]
     errors: NDArray[np.float64]
+    tolerance: float = 0.0
+
+    def differs(self, other: "Evaluation") -> NDArray[np.bool_]:
+        """(total,) which predictions are not the other's."""
+        if self.tolerance:
+            return ~(np.abs(self.predictions - other.predictions) <= self.tolerance)  # so written that NaN differs
+        return self.predictions != other.predictions
 
 
 def evaluate(
@@ -50,7 +71,7 @@ def evaluate(
     compute_metrics: ComputeMetrics,
     *,
     reference: Runner,
-    answers: ReadAnswers | None = None,
+    reader: Reader | None = None,
 ) -> list[Evaluation]:
     """Runs all models batch by batch over the same data, once, and keeps predictions, not logits.
 
@@ -60,11 +81,9 @@ def evaluate(
             or (batch, length). Positions labelled -100 are left out. Position i of the labels is scored
             against position i of the logits: a causal model's labels must be shifted beforehand.
         compute_metrics: predictions and references to named figures, both of the labels' shape over all batches:
-            (examples,), or (examples, length) with -100 where nothing is scored; or texts and lists of texts, where
-            `answers` are read.
+            (examples,), or (examples, length) with -100 where nothing is scored. Not asked where there is a reader.
         reference: the model that flips and logit differences are counted against.
-        answers: reads (windows, 2, length) logits as the answers to questions. Logits are kept for it, and the labels
-            of each window are two, the tokens where the answer starts and ends.
+        reader: reads predictions that are no classes. All logits are kept for it, and labels may be numbers.
 
     Raises:
         InputError: no labels, labels that are not class numbers of the models, or logits of other shapes.
@@ -73,22 +92,23 @@ def evaluate(
     ordered = sorted(zip(runners, tallies, strict=True), key=lambda pair: pair[0] is not reference)
     references: list[NDArray[np.int64]] = []
     for batch in batches:
-        labels = _labels(batch)
+        labels = _labels(batch, reader)
         scored = labels != IGNORED
         kept_labels = labels[scored]
         references.append(labels)
         reference_logits: Logits | None = None
         for runner, tally in ordered:
             logits = runner(batch)
-            if answers is not None:
-                logits = logits.swapaxes(1, 2)
+            if reader is not None:
+                logits = reader.choices(logits)
             if logits.shape[:-1] != labels.shape:
                 raise InputError(
                     f"{runner.name} gives logits of shape {logits.shape} for labels of shape {labels.shape}"
                 )
-            if kept_labels.size and not 0 <= kept_labels.min() <= kept_labels.max() < logits.shape[-1]:
+            are_classes = np.issubdtype(labels.dtype, np.integer)
+            if are_classes and kept_labels.size and not 0 <= kept_labels.min() <= kept_labels.max() < logits.shape[-1]:
                 raise InputError(f"a label is not among the {logits.shape[-1]} classes of {runner.name}")
-            if answers is not None:
+            if reader is not None:
                 tally.logits.append(logits)
             kept_logits = logits[scored]
             del logits  # (batch, length, vocabulary) can take a quarter of a gigabyte
@@ -103,10 +123,10 @@ def evaluate(
     every = _stacked(references)
     if not (every != IGNORED).any():
         raise InputError("the evaluation data holds no labelled example")
-    results = [tally.close(every, compute_metrics, answers) for tally in tallies]
+    results = [tally.close(every, compute_metrics, reader) for tally in tallies]
     (original,) = (result for result, runner in zip(results, runners, strict=True) if runner is reference)
     for result in results:
-        result.flips = int((result.predictions != original.predictions).sum())
+        result.flips = int(result.differs(original).sum())
     return results
 
 
@@ -117,7 +137,7 @@ class _Tally:
     predictions: list[NDArray[np.int64]] = field(default_factory=list)
     margins: list[NDArray[np.float64]] = field(default_factory=list)
     logits: list[Logits] = field(default_factory=list)
-    cross_entropy: float = 0.0
+    loss: float = 0.0
     difference: float = 0.0
 
     def add(self, logits: Logits, reference: Logits, labels: NDArray[np.int64]) -> None:
@@ -127,16 +147,16 @@ class _Tally:
         self.margins.append(_margins(logits))
         # np.maximum keeps a NaN, where Python's max would lose it.
         self.difference = float(np.maximum(self.difference, np.abs(logits - reference).max()))
-        self.cross_entropy += functional.cross_entropy(
-            torch.from_numpy(logits), torch.from_numpy(labels), reduction="sum"
-        ).item()
+        given, wanted = torch.from_numpy(logits), torch.from_numpy(labels)
+        if wanted.is_floating_point():
+            self.loss += functional.mse_loss(given[:, 0], wanted, reduction="sum").item()
+        else:
+            self.loss += functional.cross_entropy(given, wanted, reduction="sum").item()
 
-    def close(
-        self, labels: NDArray[np.int64], compute_metrics: ComputeMetrics, answers: ReadAnswers | None
-    ) -> Evaluation:
-        loss = self.cross_entropy / (labels != IGNORED).sum()
-        if answers is not None:
-            return self._close_answers(answers(np.concatenate(self.logits)), compute_metrics, loss)
+    def close(self, labels: NDArray[np.int64], compute_metrics: ComputeMetrics, reader: Reader | None) -> Evaluation:
+        loss = self.loss / (labels != IGNORED).sum()
+        if reader is not None:
+            return self._close_read(reader.read(np.concatenate(self.logits)), loss)
         predictions, references = np.concatenate(self.predictions), labels[labels != IGNORED]
         shaped = labels.copy()
         shaped[labels != IGNORED] = predictions  # kept row by row, so they come back in their order
@@ -151,16 +171,17 @@ class _Tally:
             errors=(predictions != references).astype(np.float64),
         )
 
-    def _close_answers(self, found: Answers, compute_metrics: ComputeMetrics, loss: float) -> Evaluation:
+    def _close_read(self, found: Predictions, loss: float) -> Evaluation:
         return Evaluation(
-            metrics=_named(compute_metrics(found.texts, found.references), loss),
+            metrics=_named(found.metrics, loss),
             flips=0,
-            total=len(found.texts),
+            total=len(found.values),
             max_abs_logit_difference=self.difference,
-            predictions=np.array(found.texts, dtype=object),
+            predictions=found.values,
             margins=found.margins,
-            references=np.array([" / ".join(right) for right in found.references], dtype=object),
-            errors=1.0 - found.matches,
+            references=found.references,
+            errors=found.errors,
+            tolerance=found.tolerance,
         )
 
 
@@ -188,10 +209,12 @@ def _margins(logits: Logits) -> NDArray[np.float64]:
         return (1 - np.exp(second - first)) / np.exp(logits - first[:, None]).sum(-1)
 
 
-def _labels(batch: Mapping[str, Any]) -> NDArray[np.int64]:
+def _labels(batch: Mapping[str, Any], reader: Reader | None) -> NDArray[Any]:
     if "labels" not in batch:
         raise InputError(f"the evaluation data has no labels, only {', '.join(batch)}")
     labels = np.asarray(batch["labels"])
-    if not np.issubdtype(labels.dtype, np.integer):
+    if np.issubdtype(labels.dtype, np.integer):
+        return labels.astype(np.int64)
+    if reader is None:
         raise InputError(f"labels must be class numbers, these are {labels.dtype}")
-    return labels.astype(np.int64)
+    return labels.astype(np.float32)

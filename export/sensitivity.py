@@ -13,7 +13,7 @@ from prunelle.compression.quantization import QuantizationPlan
 from prunelle.export.arguments import ExportArguments
 from prunelle.export.checkpoint import Checkpoint
 from prunelle.export.data import Examples
-from prunelle.export.evaluation import ComputeMetrics, evaluate
+from prunelle.export.evaluation import LOWER_IS_BETTER, ComputeMetrics, evaluate
 from prunelle.export.files import published_when_done
 from prunelle.export.inference import ExportError, maximum_length
 from prunelle.export.latency import SHAPES, Latency, measure_latency
@@ -168,9 +168,9 @@ class _Search:
         return sorted(self.modules, key=moved, reverse=True)
 
     def _measured(self, runner: OnnxRunner) -> dict[str, Any]:
-        batches, answers = self.examples.batches, self.examples.answers
-        (evaluation,) = evaluate([runner], batches, self.compute_metrics, reference=runner, answers=answers)
-        return {name: value for name, value in evaluation.metrics.items() if name != "loss"}
+        batches, reader = self.examples.batches, self.examples.reader
+        (evaluation,) = evaluate([runner], batches, self.compute_metrics, reference=runner, reader=reader)
+        return {name: value for name, value in evaluation.metrics.items() if name not in LOWER_IS_BETTER}
 
 
 def _attended(runner: OnnxRunner, batch: Batch) -> Logits:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from prunelle.compression.quantization import QuantizationPlan, save_packed
 from prunelle.compression.record import write_record
 from prunelle.export import export_and_report, report_on_sequences, write_card
-from prunelle.export.data import answers_of
+from prunelle.export.data import reader_of
 from prunelle.export.hub import upload
 from prunelle.tasks import Task
 from prunelle.trainers import CompressionTrainer
@@ -58,7 +58,7 @@ def close(
         collate_fn=collator,
     )
     model = trainer.accelerator.unwrap_model(trainer.model)
-    export = partial(export_and_report, plan=plan, answers=answers_of(task, encoded))
+    export = partial(export_and_report, plan=plan, reader=reader_of(task, encoded))
     measure = report_on_sequences if model.config.is_encoder_decoder else export
     report = measure(
         model,

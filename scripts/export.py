@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
                 checkpoint.tokenizer,
                 batches=examples["test"].batches,
                 compute_metrics=task.compute_metrics,
-                answers=examples["test"].answers,
+                reader=examples["test"].reader,
                 folder=checkpoint.folder,
                 latency_seconds=arguments.latency_seconds,
             )

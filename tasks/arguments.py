@@ -22,11 +22,15 @@ class DataArguments:
     """What is learned, and from which data."""
 
     task: TaskName = field(default="text-classification", metadata={"help": "What the model learns to predict."})
+    problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] = field(
+        default="single_label_classification",
+        metadata={"help": "One label a text, a list of labels, or a number (text-classification)."},
+    )
     dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "A hub data set or folder; or, without network, builtin:docstrings or (sequence-to-sequence) "
-            "builtin:function-names."
+            "help": "A hub data set or folder; or, without network, builtin:docstrings, (sequence-to-sequence) "
+            "builtin:function-names or (question-answering) builtin:parameters."
         },
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "The hub data set's configuration."})

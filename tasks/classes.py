@@ -17,10 +17,12 @@ class Classification:
     Subclasses read the splits and call `learn_classes`.
 
     Attributes:
+        problem_type: what `transformers` calls it in the configuration of a classifier of texts.
         class_index: the labels of the data to the numbers of the classes.
         class_names: the classes, in the order of the model's logits.
     """
 
+    problem_type: str | None = None
     arguments: DataArguments
     splits: dict[str, Any]
 
@@ -44,6 +46,7 @@ class Classification:
         config.num_labels = len(self.class_names)
         config.id2label = dict(enumerate(self.class_names))
         config.label2id = {name: index for index, name in enumerate(self.class_names)}
+        config.problem_type = self.problem_type
 
     def adopt(self, config: PreTrainedConfig, model_name: str) -> None:
         """Take over the classes, and their order, of a model whose head is trained already.
@@ -52,8 +55,9 @@ class Classification:
         called LABEL_0, LABEL_1, …, are matched by number.
 
         Raises:
-            InputError: The model lacks one of the labels.
+            InputError: The model lacks one of the labels, or was trained for another problem.
         """
+        check_problem(config, self.problem_type, model_name)
         classes = {str(name).lower(): int(index) for index, name in config.id2label.items()}
         model_is_unnamed = set(classes) == {f"label_{index}" for index in range(len(classes))}
         if all(name.lower() in classes for name in self.class_names):
@@ -67,6 +71,17 @@ class Classification:
             )
         self.class_index = dict(zip(self.class_index, indices, strict=True))
         self.class_names = [str(config.id2label[index]) for index in range(len(classes))]
+
+
+def check_problem(config: PreTrainedConfig, problem_type: str | None, model_name: str) -> None:
+    """See that a trained head is for the problem, and have its configuration say so.
+
+    Raises:
+        InputError: It says that it is for another.
+    """
+    if (theirs := getattr(config, "problem_type", None)) not in (None, problem_type) and problem_type is not None:
+        raise InputError(f"{model_name} was trained for {theirs}: give --problem_type {theirs}, or another model")
+    config.problem_type = problem_type
 
 
 def class_values(values: set[Any], column: str, place: str) -> list[Any]:

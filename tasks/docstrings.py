@@ -1,9 +1,10 @@
-"""The built-in data: which library does this docstring come from, and what is the function called?
+"""The built-in data: which library does this docstring come from, what is the function called, and what are its
+parameters?
 
 The docstrings of Python's standard library and of the libraries that every installation of Prunelle
 brings along, read from their source files (nothing is imported or run), reduced to plain prose, with the
 libraries' names struck out. They need no network. `builtin:docstrings` serves text classification and language
-modelling, `builtin:function-names` what makes a text of a text.
+modelling, `builtin:function-names` what makes a text of a text, and `builtin:parameters` what answers questions.
 """
 
 import ast
@@ -16,7 +17,7 @@ import sysconfig
 import tempfile
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,9 @@ WORDS_OF_A_NAME = range(2, 7)
 
 MAX_FUNCTIONS = 1000
 
+MAX_WORDS_OF_A_CONTEXT, MAX_WORDS_OF_AN_ANSWER = 150, 20
+MAX_QUESTIONS = 800
+
 SPLITS = {"train": range(0, 80), "validation": range(80, 90), "test": range(90, 100)}
 """Which values of a text's hash modulo 100 belong to which split."""
 
@@ -81,6 +85,18 @@ def load_function_names() -> datasets.DatasetDict:
         InputError: no library has documented functions, as happens where source files were stripped.
     """
     return _cached("function-names", _build_function_names)
+
+
+def load_parameters() -> datasets.DatasetDict:
+    """The splits train, validation and test, with SQuAD's columns: `context`, a docstring as it is, `question`, what
+    one of the parameters is that it explains, and `answers`, the first sentence of the explanation.
+
+    Cached as `load_docstrings`.
+
+    Raises:
+        InputError: no library explains parameters, as happens where source files were stripped.
+    """
+    return _cached("parameters", _build_parameters)
 
 
 def _cached(name: str, build: Callable[[], datasets.DatasetDict]) -> datasets.DatasetDict:
@@ -116,30 +132,38 @@ def _build() -> datasets.DatasetDict:
     texts = {library: _collect(library, seen) for library in LIBRARIES}
     labels = [library for library in LIBRARIES if len(texts[library]) >= MIN_EXAMPLES]
     label_type = datasets.ClassLabel(names=labels) if labels else datasets.Value("string")
-    return _split("docstrings", "label", label_type, [(text, label) for label in labels for text in texts[label]])
+    features = {"text": datasets.Value("string"), "label": label_type}
+    return _split("docstrings", features, [(text, label) for label in labels for text in texts[label]])
 
 
 def _build_function_names() -> datasets.DatasetDict:
     seen: set[tuple[str, ...]] = set()
     pairs = [pair for library in LIBRARIES for pair in _collect_function_names(library, seen)]
-    return _split("function-names", "target", datasets.Value("string"), pairs)
+    return _split("function-names", {"text": datasets.Value("string"), "target": datasets.Value("string")}, pairs)
 
 
-def _split(name: str, column: str, kind: Any, examples: list[tuple[str, str]]) -> datasets.DatasetDict:
-    """The splits, of (text, value of the other column)."""
+def _build_parameters() -> datasets.DatasetDict:
+    seen: set[tuple[str, ...]] = set()
+    rows = [row for library in LIBRARIES for row in _collect_parameters(library, seen)]
+    text = datasets.Value("string")
+    answers = {"text": datasets.List(text), "answer_start": datasets.List(datasets.Value("int64"))}
+    return _split("parameters", {"context": text, "question": text, "answers": answers}, rows)
+
+
+def _split(name: str, features: dict[str, Any], examples: Sequence[tuple[Any, ...]]) -> datasets.DatasetDict:
+    """The splits. An example's values come in the order of the features, first the text that says where it belongs."""
     if not examples:
         raise InputError(
             f"builtin:{name} is empty: the installed libraries have no docstrings in their .py files "
             "(were the sources stripped?); give --dataset_name or --train_file instead"
         )
-    features = datasets.Features({"text": datasets.Value("string"), column: kind})
     # Ordered by hash: shuffled, yet the same everywhere.
-    ordered = sorted((_sha256(text), text, value) for text, value in examples)
+    ordered = sorted((_sha256(example[0]), example) for example in examples)
     splits = datasets.DatasetDict()
     for split, buckets in SPLITS.items():
-        chosen = [(text, value) for digest, text, value in ordered if int(digest, 16) % 100 in buckets]
-        columns = {"text": [text for text, _ in chosen], column: [value for _, value in chosen]}
-        splits[split] = datasets.Dataset.from_dict(columns, features=features)
+        chosen = [example for digest, example in ordered if int(digest, 16) % 100 in buckets]
+        columns = {column: [example[place] for example in chosen] for place, column in enumerate(features)}
+        splits[split] = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
     return splits
 
 
@@ -176,6 +200,30 @@ def _collect_function_names(library: str, seen: set[tuple[str, ...]]) -> list[tu
         if len(pairs) >= MAX_FUNCTIONS:
             break
     return pairs[:MAX_FUNCTIONS]
+
+
+def _collect_parameters(library: str, seen: set[tuple[str, ...]]) -> list[tuple[str, str, dict[str, list[Any]]]]:
+    """At most MAX_QUESTIONS contexts, questions and answers, no context close to one `seen`."""
+    rows: list[tuple[str, str, dict[str, list[Any]]]] = []
+    for path in _source_files(library):
+        for _, docstring in _docstrings(path):
+            explained = explained_parameters(docstring)
+            if len(explained) > 1 and len(docstring.split()) <= MAX_WORDS_OF_A_CONTEXT:
+                name, answer, start = explained[int(_sha256(docstring), 16) % len(explained)]
+                if len(answer.split()) <= MAX_WORDS_OF_AN_ANSWER and not _is_known(docstring, seen):
+                    rows.append((docstring, f"What is {name}?", {"text": [answer], "answer_start": [start]}))
+        if len(rows) >= MAX_QUESTIONS:
+            break
+    return rows[:MAX_QUESTIONS]
+
+
+def explained_parameters(docstring: str) -> list[tuple[str, str, int]]:
+    """The parameters that a docstring explains under "Args:", with the first sentence on each and where that begins."""
+    section = ARGUMENTS.search(docstring)
+    if section is None:
+        return []
+    found = PARAMETER.finditer(docstring, section.start(1), section.end(1))
+    return [(match["name"], match["answer"], match.start("answer")) for match in found]
 
 
 SKIPPED_FOLDERS = {
@@ -244,6 +292,13 @@ SECTION = re.compile(  # the first of these ends the description: what follows i
     r"|^[ \t]*[`*]*\w+[`*]* ?(?: : [\w`]|\(.*\) ?:)"  # an argument and its type, without a heading
     r"|^[ \t]*>>>",
     re.M | re.I,
+)
+ARGUMENTS = re.compile(r"^(?:Args|Arguments|Parameters):[ \t]*\n((?:[ \t]+.*(?:\n|\Z)|[ \t]*\n)+)", re.M)
+PARAMETER = re.compile(
+    r"^[ ]{4}`?(?P<name>\w+)`?(?:[ ]?\(.*\))?:\s+"
+    r"(?P<answer>\S(?:.|\n(?!\s*\n|[ ]{0,4}\S))*?)"  # over lines that are indented further
+    r"(?=\.?\s*(?:\n\s*\n|\n[ ]{0,4}\S|\Z)|\.\s+[A-Z])",  # until a blank line, the next parameter, a sentence
+    re.M,
 )
 FENCED_CODE = re.compile(r"^[ \t]*(```|~~~).*?(^[ \t]*\1|\Z)", re.M | re.S)
 UNDERLINED = re.compile(r"^.*\n[ \t]*([-=~^*#\"'+.])\1{2,}[ \t]*$", re.M)

@@ -12,13 +12,14 @@ import datasets
 
 from prunelle.errors import InputError
 from prunelle.tasks.arguments import BUILTIN_PREFIX, DataArguments
-from prunelle.tasks.docstrings import load_docstrings, load_function_names
+from prunelle.tasks.docstrings import load_docstrings, load_function_names, load_parameters
 
 logger = logging.getLogger(__name__)
 
 BUILTIN: dict[str, Callable[[], datasets.DatasetDict]] = {
     "docstrings": load_docstrings,
     "function-names": load_function_names,
+    "parameters": load_parameters,
 }
 
 # keep_default_na: pandas would read the texts "null", "NA" and "None" as missing.
@@ -154,6 +155,8 @@ def fingerprint(splits: dict[str, Any], arguments: DataArguments, unlabeled: boo
     digest.update(repr(prepared).encode())
     if arguments.static_masking:
         digest.update(b"static_masking")
+    if arguments.problem_type != "single_label_classification":
+        digest.update(arguments.problem_type.encode())
     if arguments.task == "question-answering":
         digest.update(repr(arguments.doc_stride).encode())
     if arguments.task == "sequence-to-sequence":

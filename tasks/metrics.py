@@ -14,6 +14,11 @@ IGNORED = -100  # the label of what is not asked
 FEATURES = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})
 TEXT_FEATURES = datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")})
 
+SCORED_LABELS = datasets.Features(
+    {"predictions": datasets.List(datasets.Value("float64")), "references": datasets.List(datasets.Value("int64"))}
+)
+NUMBERS = datasets.Features({"predictions": datasets.Value("float64"), "references": datasets.Value("float64")})
+
 
 class Accuracy(evaluate.Metric):
     """Share of predictions that equal their reference, from 0 to 1."""
@@ -40,6 +45,83 @@ class MacroF1(evaluate.Metric):
         hits = np.bincount(true[predicted == true], minlength=classes)
         seen = np.bincount(predicted, minlength=classes) + np.bincount(true, minlength=classes)
         return {"f1": float(np.mean(2 * hits[seen > 0] / seen[seen > 0]))}
+
+
+class MultiLabelF1(evaluate.Metric):
+    """F1 over all labels of all texts together (micro), and its mean over the labels that occur (macro), from 0 to 1.
+
+    Predictions are scores, above 0 where a label is predicted; references are 0 and 1, both one a label.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(description=self.__doc__, citation="", features=SCORED_LABELS)
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        predicted, true = np.asarray(predictions) > 0, np.asarray(references) == 1
+        hits, seen = (predicted & true).sum(0), predicted.sum(0) + true.sum(0)
+        return {
+            "f1_micro": float(2 * hits.sum() / max(seen.sum(), 1)),
+            "f1_macro": float(np.mean(2 * hits[seen > 0] / seen[seen > 0])) if seen.any() else 0.0,
+        }
+
+
+class AveragePrecision(evaluate.Metric):
+    """Mean over the labels that occur of the precision at each text that has one, texts ranked by score, from 0 to 1.
+
+    Texts of equal score are ranked together, so that their order does not matter. No threshold is involved.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(description=self.__doc__, citation="", features=SCORED_LABELS)
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        scores, true = np.asarray(predictions), np.asarray(references) == 1
+        each = [_average_precision(s, t) for s, t in zip(scores.T, true.T, strict=True) if t.any()]
+        return {"average_precision": float(np.mean(each)) if each else 0.0}
+
+
+class Correlation(evaluate.Metric):
+    """How far numbers rise with their references, from -1 to 1: linearly (Pearson), and in rank (Spearman).
+
+    0 where all of the one or of the other are the same.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(description=self.__doc__, citation="", features=NUMBERS)
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        predicted, true = np.asarray(predictions, dtype=float), np.asarray(references, dtype=float)
+        return {"pearson": _correlation(predicted, true), "spearman": _correlation(_ranks(predicted), _ranks(true))}
+
+
+class MeanSquaredError(evaluate.Metric):
+    """Mean squared difference of numbers from their references."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(description=self.__doc__, citation="", features=NUMBERS)
+
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        return {"mse": float(np.mean(np.square(np.asarray(predictions) - np.asarray(references))))}
+
+
+def _average_precision(scores: Any, true: Any) -> float:
+    order = np.argsort(-scores, kind="stable")
+    last_of_ties = np.append(scores[order][1:] != scores[order][:-1], True)
+    hits = np.cumsum(true[order])[last_of_ties]
+    precision = hits / (np.flatnonzero(last_of_ties) + 1)
+    return float(np.sum(np.diff(hits, prepend=0) * precision) / hits[-1])
+
+
+def _correlation(one: Any, other: Any) -> float:
+    one, other = one - one.mean(), other - other.mean()
+    spread = float(np.sqrt(np.square(one).sum() * np.square(other).sum()))
+    return float((one * other).sum() / spread) if spread else 0.0
+
+
+def _ranks(values: Any) -> Any:
+    """Places in ascending order; those of equal values are averaged."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[place]
 
 
 class EntityF1(evaluate.Metric):

@@ -1,6 +1,5 @@
 """Extractive question answering: where in a text the answer to a question stands."""
 
-from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -15,6 +14,7 @@ from prunelle.errors import InputError
 from prunelle.tasks import loading, metrics
 from prunelle.tasks.arguments import DataArguments
 from prunelle.tasks.loading import find_column, load_splits, where
+from prunelle.tasks.reading import Predictions, ReadsLogits
 
 CONTEXT_NAMES = ("context", "passage", "text")
 QUESTION_NAMES = ("question", "query")
@@ -23,24 +23,7 @@ ANSWER_NAMES = ("answers", "answer")
 FED = ("input_ids", "attention_mask", "token_type_ids", "labels")
 
 
-@dataclass(frozen=True)
-class Answers:
-    """What a model answers, one item an example.
-
-    Attributes:
-        texts: the answers, "" where the model finds none.
-        margins: (examples,) how sure each is, from 0 to 1: its probability among all spans less the next one's.
-        references: the answers that are right; none where there is no answer.
-        matches: (examples,) 1 where the answer matches one that is right, else 0.
-    """
-
-    texts: list[str]
-    margins: NDArray[np.float64]
-    references: list[list[str]]
-    matches: NDArray[np.float64]
-
-
-class QuestionAnswering:
+class QuestionAnswering(ReadsLogits):
     """Questions, contexts and answers, found and checked; see `tasks.Task` for the verbs.
 
     A context too long for the model is read in windows that overlap by `--doc_stride` tokens. In each the model
@@ -119,15 +102,21 @@ class QuestionAnswering:
 
         return collate
 
-    def answers(self, logits: NDArray[np.floating[Any]], windows: datasets.Dataset, split: str) -> Answers:
-        """The best span of each example's windows, as text.
+    def choices(self, logits: NDArray[Any]) -> NDArray[Any]:
+        """Of (windows, tokens, 2): (windows, 2, tokens)."""
+        return logits.swapaxes(1, 2)
+
+    def read(self, logits: NDArray[Any], rows: Any, split: str) -> Predictions:
+        """The best span of each example's windows, as text, "" where there is none.
+
+        How sure it is: its probability among all spans less the next one's.
 
         Args:
             logits: (windows, 2, tokens), of starts and of ends.
-            windows: the split's, from `encode`, in the same order.
+            rows: the split's windows, from `encode`, in the same order.
             split: its name.
         """
-        rows = self.splits[split]
+        windows, rows = rows, self.splits[split]
         texts, margins = [], np.zeros(len(rows))
         read = zip(windows["example"], windows["offsets"], logits.astype(np.float64), strict=True)
         for (example, its_windows), context in zip(groupby(read, itemgetter(0)), rows["context"], strict=True):
@@ -141,7 +130,13 @@ class QuestionAnswering:
             texts.append(context[start:end].strip())  # some tokens begin with the space before a word
         references = rows["texts"][:]
         pairs = zip(texts, references, strict=True)
-        return Answers(texts, margins, references, np.array([float(metrics.matches(*pair)) for pair in pairs]))
+        return Predictions(
+            values=np.array(texts, dtype=object),
+            margins=margins,
+            references=np.array([" / ".join(right) for right in references], dtype=object),
+            errors=np.array([1.0 - metrics.matches(*pair) for pair in pairs]),
+            metrics=self.compute_metrics(texts, references),
+        )
 
     @staticmethod
     def compute_metrics(predictions: Any, references: Any) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Text classification: one label a text."""
+"""Text classification: texts and what is to be predicted of each, at its simplest one label."""
 
 import logging
 from typing import Any
@@ -9,8 +9,9 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from prunelle.errors import InputError
-from prunelle.tasks import metrics
+from prunelle.tasks import loading, metrics
 from prunelle.tasks.arguments import DataArguments
+from prunelle.tasks.choices import SINGLE_LABEL
 from prunelle.tasks.classes import Classification, check_known, class_values
 from prunelle.tasks.loading import check_texts, find_column, load_splits, where
 from prunelle.tasks.metrics import IGNORED
@@ -21,43 +22,55 @@ TEXT_NAMES = ("text", "sentence", "content", "review", "document", "body")
 LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment", "intent")
 
 
-class TextClassification(Classification):
-    """The labelled texts, their columns and labels found and checked; see `tasks.Task` for the verbs.
+class TextTask:
+    """Texts, each with what is to be predicted of it, columns found and checked; see `tasks.Task` for the verbs.
 
     Args:
         arguments: Where the data is.
         seed: Draws the validation data where none is given.
 
     Raises:
-        InputError: Data that cannot be read or is empty, a column that is not there, a missing text or label,
-            fewer than two labels, a label in validation or test data that training never saw.
+        InputError: Data that cannot be read or is empty, a column that is not there, a missing text or label, labels
+            of another kind.
     """
 
     auto_model_class = AutoModelForSequenceClassification
+    arguments: DataArguments
 
     def __init__(self, arguments: DataArguments, seed: int) -> None:
         self.arguments = arguments
-        self.splits = {}
+        self.splits: dict[str, Any] = {}
         for split, rows in load_splits(arguments, seed).items():
             place = where(arguments, split)
             text = find_column(rows, arguments.text_column_name, TEXT_NAMES, "text_column_name", place)
+            check_texts(rows[text], text, place)
             if split == "unlabeled":
-                check_texts(rows[text], text, place)
+                if arguments.problem_type != SINGLE_LABEL:
+                    raise InputError(f"--unlabeled_file goes with one label a text, not with {arguments.problem_type}")
                 self.splits[split] = datasets.Dataset.from_dict({"text": rows[text]})
                 continue
             label = find_column(rows, arguments.label_column_name, LABEL_NAMES, "label_column_name", place)
-            rows = _text_and_label(rows, text, label)
-            if split == "test" and _is_named(rows) and set(rows["label"]) == {-1}:
-                logger.warning("%s has no labels (all are -1) and is left out", place)
-                continue
-            _check_complete(rows, text, label, place)
-            if split == "train":
-                names = rows.features["label"].names if _is_named(rows) else None
-                values = class_values(set(rows["label"]), label, place) if names is None else list(range(len(names)))
-                self.learn_classes(values, names)
-            else:
-                check_known([[value] for value in rows["label"]], list(self.class_index), place)
-            self.splits[split] = rows
+            if text == label:
+                raise InputError(f"column {text!r} cannot be both the text and the label: give --label_column_name")
+            rows = rows.select_columns([text, label]).rename_columns({text: "text", label: "label"})
+            if self.is_labelled(rows, split, label, place):
+                self.splits[split] = rows
+
+    def is_labelled(self, rows: datasets.Dataset, split: str, column: str, place: str) -> bool:
+        """Check the labels, and learn from those of the training data what there is to predict.
+
+        Returns:
+            Whether there are any.
+        """
+        raise NotImplementedError
+
+    def target(self, label: Any) -> Any:
+        """A label as the model is to predict it."""
+        raise NotImplementedError
+
+    def fingerprint(self, unlabeled: bool = True) -> str:
+        """A hash of the data, with or without what is unlabeled, and of how it is prepared."""
+        return loading.fingerprint(self.splits, self.arguments, unlabeled)
 
     def texts(self) -> Any:
         """The training texts, for a tokenizer to be trained on."""
@@ -74,7 +87,7 @@ class TextClassification(Classification):
             encoded = tokenizer(batch["text"], truncation=True, max_length=length)
             if "label" not in batch:
                 return {**encoded, "labels": [IGNORED] * len(batch["text"])}
-            return {**encoded, "labels": [self.class_index[value] for value in batch["label"]]}
+            return {**encoded, "labels": [self.target(value) for value in batch["label"]]}
 
         return {
             split: rows.map(encode, batched=True, remove_columns=rows.column_names, desc=f"Tokenizing {split}")
@@ -84,6 +97,34 @@ class TextClassification(Classification):
     def collator(self, tokenizer: Tokenizer, encoded: dict[str, datasets.Dataset]) -> Any:
         """Pads each batch to its longest text."""
         return DataCollatorWithPadding(tokenizer)
+
+
+class TextClassification(TextTask, Classification):
+    """One label a text."""
+
+    problem_type = SINGLE_LABEL
+
+    def is_labelled(self, rows: datasets.Dataset, split: str, column: str, place: str) -> bool:
+        """Raises InputError: fewer than two labels, or one in validation or test data that training never saw."""
+        if isinstance(rows.features["label"], datasets.List):
+            raise InputError(
+                f"{place}: column {column!r} holds lists: give --problem_type multi_label_classification for several "
+                "labels a text"
+            )
+        if split == "test" and _is_named(rows) and set(rows["label"]) == {-1}:
+            logger.warning("%s has no labels (all are -1) and is left out", place)
+            return False
+        _check_complete(rows, column, place)
+        if split == "train":
+            names = rows.features["label"].names if _is_named(rows) else None
+            values = class_values(set(rows["label"]), column, place) if names is None else list(range(len(names)))
+            self.learn_classes(values, names)
+        else:
+            check_known([[value] for value in rows["label"]], list(self.class_index), place)
+        return True
+
+    def target(self, label: Any) -> int:
+        return self.class_index[label]
 
     @staticmethod
     def compute_metrics(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
@@ -95,14 +136,7 @@ def _is_named(rows: datasets.Dataset) -> bool:
     return isinstance(rows.features["label"], datasets.ClassLabel)
 
 
-def _text_and_label(rows: datasets.Dataset, text: str, label: str) -> datasets.Dataset:
-    if text == label:
-        raise InputError(f"column {text!r} cannot be both the text and the label: give --label_column_name")
-    return rows.select_columns([text, label]).rename_columns({text: "text", label: "label"})
-
-
-def _check_complete(rows: datasets.Dataset, text: str, label: str, place: str) -> None:
-    check_texts(rows["text"], text, place)
+def _check_complete(rows: datasets.Dataset, column: str, place: str) -> None:
     for number, target in enumerate(rows["label"], start=1):
         if target is None or target == "" or (target == -1 and _is_named(rows)):
-            raise InputError(f"{place}, example {number}: column {label!r} holds no label but {target!r}")
+            raise InputError(f"{place}, example {number}: column {column!r} holds no label but {target!r}")

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from prunelle.errors import InputError
-from prunelle.tasks import answers_questions, choices
+from prunelle.tasks import answers_questions, choices, problem_type
+from prunelle.tasks.choices import MULTI_LABEL
 
 
 class Ensemble(nn.Module):
@@ -54,6 +55,7 @@ class Ensemble(nn.Module):
         if self.config.is_encoder_decoder:
             raise InputError("several encoder-decoders do not write one text: give one teacher")
         self.identity = {"weights": self.weights, "mean": mean, "temperature": temperature}
+        self.multi_label = problem_type(teachers[0]) == MULTI_LABEL
         self.orders = [_class_order(teacher, teachers[0]) for teacher in teachers]
 
     def forward(
@@ -72,15 +74,20 @@ class Ensemble(nn.Module):
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         first, *others = self.teachers
         outputs = first(**_taken(first, inputs), **first_alone)
-        mean = self._mean([choices(outputs), *(choices(other(**_taken(other, inputs))) for other in others)])
-        if answers_questions(first):
+        every = [outputs, *(other(**_taken(other, inputs)) for other in others)]
+        if not answers_questions(first):
+            for each, order in zip(every, self.orders, strict=True):
+                each.logits = each.logits if order is None else each.logits[..., order]
+        mean = self._mean([choices(each, self.multi_label) for each in every])
+        if self.multi_label:
+            outputs.logits = mean[..., 1] - mean[..., 0]
+        elif answers_questions(first):
             outputs.start_logits, outputs.end_logits = mean.unbind(1)
         else:
             outputs.logits = mean
         return outputs
 
     def _mean(self, logits: Sequence[Tensor]) -> Tensor:
-        logits = [each if order is None else each[..., order] for each, order in zip(logits, self.orders, strict=True)]
         if self.mean == "logits":
             return reduce(add, (weight * each for weight, each in zip(self.weights, logits, strict=True)))
         softened = [each.to(torch.promote_types(each.dtype, torch.float32)) / self.temperature for each in logits]

@@ -14,8 +14,8 @@ from transformers import Trainer
 
 from prunelle.compression.record import fingerprint, read_record, write_record
 from prunelle.errors import InputError
-from prunelle.losses import HardLabelLoss
-from prunelle.tasks import QuestionAnswering, Task, choices
+from prunelle.losses import HardLabelLoss, LogitMSELoss
+from prunelle.tasks import QuestionAnswering, ReadsLogits, Task, choices
 from prunelle.trainers.arguments import DistillationArguments, FinetuningArguments
 from prunelle.trainers.ensemble import Ensemble, members
 from prunelle.trainers.models import LoadedModel, TeacherStudentArguments, load_model, load_or_start, trim_vocabularies
@@ -56,14 +56,13 @@ def trainer_data(task: Task, tokenizer: Tokenizer, encoded: dict[str, Any]) -> d
 
     def predicted(logits: Any, labels: Any) -> torch.Tensor:
         # The Trainer keeps what this returns of every batch: classes, not logits over a vocabulary.
-        if isinstance(task, QuestionAnswering):  # an answer is found among all windows of an example
-            return torch.stack(logits[:2], dim=1) if isinstance(logits, tuple) else logits
-        return (logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
+        if isinstance(logits, tuple):
+            logits = torch.stack(logits[:2], dim=1) if isinstance(task, QuestionAnswering) else logits[0]
+        return logits if isinstance(task, ReadsLogits) else logits.argmax(-1)
 
     def compute_metrics(evaluation: Any) -> dict[str, float]:
-        if isinstance(task, QuestionAnswering):
-            answers = task.answers(evaluation.predictions, encoded["validation"], "validation")
-            return task.compute_metrics(answers.texts, answers.references)
+        if isinstance(task, ReadsLogits):
+            return task.read(evaluation.predictions, encoded["validation"], "validation").metrics
         return task.compute_metrics(evaluation.predictions, evaluation.label_ids)
 
     train, unlabeled = encoded["train"], encoded.get("unlabeled")
@@ -80,10 +79,16 @@ def trainer_data(task: Task, tokenizer: Tokenizer, encoded: dict[str, Any]) -> d
 def hard_label_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
     """The labels' cross-entropy, summed and divided by the labels of the whole accumulated batch.
 
+    Where each label is a choice of its own, it is the binary one; where labels are numbers, the squared error.
     The classifiers' own loss is a mean over one micro-batch, which the Trainer then takes for a share of the whole:
     accumulated steps and processes would multiply it.
     """
-    return HardLabelLoss()(choices(outputs).flatten(0, -2), labels.flatten(), num_items_in_batch)
+    if labels.is_floating_point():
+        return LogitMSELoss()(choices(outputs), labels[:, None], num_items_in_batch)
+    logits = choices(outputs)
+    if logits.shape == labels.shape:
+        logits = choices(outputs, multi_label=True)
+    return HardLabelLoss()(logits.flatten(0, -2), labels.flatten(), num_items_in_batch)
 
 
 def save_model(trainer: Trainer, folder: Path) -> None:

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from prunelle.compression import distilbert_from_bert, from_pretrained, student_from_layers
 from prunelle.errors import InputError, load_checkpoint_with
-from prunelle.tasks import DataArguments, Task
+from prunelle.tasks import DataArguments, Task, problem_type
 from prunelle.tasks.tokenizer import train_causal_tokenizer, train_sequence_tokenizer, train_tokenizer
 from prunelle.trainers.ensemble import members
 
@@ -247,6 +247,7 @@ def build_student(
                 f"the teacher {len(tokenizer)}, or they stand for other words; both must read the same token ids"
             )
         trim_vocabularies(tokenizer, student.model, *members(teacher))
+        student.model.config.problem_type = problem_type(first)  # many a checkpoint does not say
         return student.model
     assert arguments.student_config is not None
     config = _read_config(arguments.student_config)

@@ -26,7 +26,8 @@ from prunelle.losses import (
     SoftTargetLoss,
     TopKTargetLoss,
 )
-from prunelle.tasks import answers_questions, choices
+from prunelle.tasks import answers_questions, choices, problem_type
+from prunelle.tasks.choices import MULTI_LABEL, REGRESSION
 from prunelle.trainers.arguments import DistillationArguments
 from prunelle.trainers.attention import SelfAttention, attends_by_products, catch, find_attention
 from prunelle.trainers.ensemble import Ensemble, class_names, members
@@ -61,6 +62,7 @@ class Objective(nn.Module):
         student_head, teacher_head: of language models, where they can be split off.
         schedules: of weights, by their flags' names, and of the temperature.
         softened: what has a temperature.
+        multi_label: whether each class is a choice of its own.
     """
 
     def __init__(
@@ -73,10 +75,12 @@ class Objective(nn.Module):
         teacher_head: Head | None = None,
         schedules: Sequence[Schedule] = (),
         softened: Sequence[Any] = (),
+        multi_label: bool = False,
     ) -> None:
         super().__init__()
         self.terms = nn.ModuleDict(terms)
         self.weights = dict(weights)
+        self.multi_label = multi_label
         self.student_attention, self.teacher_attention = student_attention, teacher_attention
         self.student_head, self.teacher_head = student_head, teacher_head
         self.schedules, self.softened = schedules, list(softened)
@@ -186,7 +190,7 @@ class Objective(nn.Module):
             outputs = model(**features, **hidden)
         # An encoder-decoder's are those of its decoder: there its logits stand.
         states = outputs.get("decoder_hidden_states") or outputs.get("hidden_states") or ()
-        return Outputs(choices(outputs), states, vectors)
+        return Outputs(choices(outputs, self.multi_label), states, vectors)
 
 
 def _rows(logits: Tensor, positions: Tensor) -> Tensor:
@@ -236,6 +240,7 @@ def build_objective(student: PreTrainedModel, teacher: nn.Module, arguments: Dis
         teacher_head,
         arguments.read_schedules,
         softened,
+        problem_type(teacher) == MULTI_LABEL,
     ).to(torch.promote_types(student.dtype, torch.float32))
 
 
@@ -248,6 +253,8 @@ def _soft_target(student: PreTrainedModel, arguments: DistillationArguments) -> 
                 f"{student.config.vocab_size}, or --soft_target_loss forward_kl"
             )
         kind, top_k = "top_k", arguments.teacher_cache_top_k
+    if problem_type(student) == REGRESSION:  # a number has no distribution
+        return SoftTargetTerm(LogitMSELoss(), everywhere=False, top_k=top_k)
     weights = (arguments.decoupled_target_weight, arguments.decoupled_non_target_weight)
     losses: dict[str, Callable[[], nn.Module]] = {
         "forward_kl": lambda: SoftTargetLoss(temperature),
@@ -339,6 +346,7 @@ def _check_same_classes(student: PreTrainedModel, teacher: PreTrainedModel, argu
         if "soft_target" in arguments.wanted_terms and arguments.soft_target_loss == "top_k":
             raise InputError("--soft_target_loss top_k is for many classes: an answer is one of a window's few tokens")
         return
+    _check_problem(student, teacher, arguments)
     is_language_model = student.get_output_embeddings() is not None
     if not is_language_model and ours.num_labels != theirs.num_labels:
         raise InputError(f"the student has {ours.num_labels} classes and the teacher {theirs.num_labels}")
@@ -363,6 +371,18 @@ def _check_same_classes(student: PreTrainedModel, teacher: PreTrainedModel, argu
             f"--soft_target_top_k {arguments.soft_target_top_k} must be less than the {classes} classes: "
             "with all of them it is --soft_target_loss forward_kl"
         )
+
+
+def _check_problem(student: PreTrainedModel, teacher: PreTrainedModel, arguments: DistillationArguments) -> None:
+    ours, theirs, kind = problem_type(student), problem_type(teacher), arguments.soft_target_loss
+    if ours != theirs and {ours, theirs} & {MULTI_LABEL, REGRESSION}:
+        raise InputError(f"the student predicts {ours or 'classes'} and the teacher {theirs or 'classes'}")
+    if "soft_target" not in arguments.wanted_terms:
+        return
+    if ours == REGRESSION and kind not in ("forward_kl", "mse"):
+        raise InputError(f"--soft_target_loss {kind} compares distributions, and a number has none: leave it out")
+    if ours == MULTI_LABEL and kind == "top_k":
+        raise InputError("--soft_target_loss top_k is for many classes: each label is a choice between no and yes")
 
 
 def _check_catchable(student: PreTrainedModel, arguments: DistillationArguments) -> None:

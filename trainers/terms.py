@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunelle.losses import DecoupledLoss, HardLabelLoss, TopKTargetLoss, top_k_distribution
+from prunelle.losses import DecoupledLoss, HardLabelLoss, LogitMSELoss, TopKTargetLoss, top_k_distribution
 from prunelle.trainers.attention import Vectors
 
 IGNORED = -100
@@ -18,8 +18,9 @@ class Batch:
     """What a batch asks for beside the models' inputs.
 
     Args:
-        labels: (batch,) classes, -100 for unlabeled examples; (batch, tokens) a class each, -100 where nothing is
-            asked; or (batch, 2) the tokens where an answer starts and ends.
+        labels: (batch,) classes, -100 for unlabeled examples, or numbers; (batch, tokens) a class each, -100 where
+            nothing is asked; (batch, 2) the tokens where an answer starts and ends; (batch, labels) 1 for those that
+            a text has, else 0.
         attention_mask: (batch, tokens), 1 for attended tokens.
     """
 
@@ -126,12 +127,14 @@ class HardLabelTerm(Term):
 
     def __init__(self) -> None:
         super().__init__()
-        self.loss = HardLabelLoss()
+        self.loss, self.squared_error = HardLabelLoss(), LogitMSELoss()
 
     def count(self, batch: Batch) -> Tensor:
         return batch.labels.ne(IGNORED).sum()
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, num_items: Tensor) -> Tensor:
+        if batch.labels.is_floating_point():  # numbers, which the one logit is to meet
+            return self.squared_error(student.logits, batch.labels[:, None], num_items)
         return self.loss(student.logits, batch.labels, num_items)
 
 

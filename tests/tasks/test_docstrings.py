@@ -247,6 +247,46 @@ def test_function_names_are_words_beside_a_sentence(small_set):
         assert not docstrings.SENTENCE_END.search(text), text
 
 
+DOCUMENTED = """Do it.
+
+Args:
+    ids (`List[int]`, *optional*):
+        Numbers, e.g. two
+        of them. By default three.
+    `max_len`: The longest of all
+    x (int): One thing.
+
+        And more: this.
+
+Returns:
+    z: nothing of it.
+"""
+
+
+def test_parameters_are_explained_where_they_are_said_to_be():
+    """Prevents answers cut in the middle of a sentence, and headings and returned values taken for parameters."""
+    found = docstrings.explained_parameters(DOCUMENTED)
+    assert [(name, " ".join(answer.split())) for name, answer, _ in found] == [
+        ("ids", "Numbers, e.g. two of them"),
+        ("max_len", "The longest of all"),
+        ("x", "One thing"),
+    ]
+    assert all(DOCUMENTED[start:].startswith(answer) for _, answer, start in found)
+
+
+def test_questions_have_their_answers_in_the_context(small_set, monkeypatch):
+    """Prevents questions that anything answers where there is one parameter alone, and contexts that come twice."""
+    monkeypatch.setattr(docstrings, "LIBRARIES", ("datasets",))
+    rows = [row for split in docstrings.load_parameters().values() for row in split]
+    assert len(rows) > 20
+    assert len({row["context"] for row in rows}) == len(rows)
+    for row in rows:
+        (text,), (start,) = row["answers"]["text"], row["answers"]["answer_start"]
+        assert row["context"][start:].startswith(text)
+        assert len(text.split()) <= docstrings.MAX_WORDS_OF_AN_ANSWER
+        assert len(docstrings.explained_parameters(row["context"])) > 1
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [("get_HTMLPage2", ["get", "HTML", "Page", "2"]), ("_toJSON", ["to", "JSON"]), ("__init__", ["init"])],

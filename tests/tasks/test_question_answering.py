@@ -85,16 +85,16 @@ def test_the_best_span_of_all_windows_is_the_answer(tmp_path: Path, tokenizer: A
     windows = task.encode(tokenizer)["validation"]
     logits = confident(windows, 0, (189, 201), 9.0) + confident(windows, 1, (14, 23), 9.0)
     logits[:, 0, 1], logits[:, 1, 2] = 50.0, 50.0  # tokens of the question
-    answers = task.answers(logits, windows, "validation")
-    assert answers.texts == ["Grace Hopper", "Bryn Mawr"]
-    assert answers.matches.tolist() == [1.0, 1.0]
-    assert answers.references == [["Grace Hopper", "Hopper"], ["Bryn Mawr"]]
-    assert task.compute_metrics(answers.texts, answers.references) == {"exact_match": 1.0, "f1": 1.0}
+    found = task.read(logits, windows, "validation")
+    assert found.values.tolist() == ["Grace Hopper", "Bryn Mawr"]
+    assert found.errors.tolist() == [0.0, 0.0]
+    assert found.references.tolist() == ["Grace Hopper / Hopper", "Bryn Mawr"]
+    assert found.metrics == {"exact_match": 1.0, "f1": 1.0}
     # An end before the start is no span: of two crossed peaks the model can follow only one.
     crossed = confident(windows, 1, (14, 4), 9.0)
     (start, end) = (14, 4)
-    assert task.answers(crossed, windows, "validation").texts[1] != CONTEXT[start:end]
-    assert task.answers(crossed, windows, "validation").texts[1]
+    assert task.read(crossed, windows, "validation").values.tolist()[1] != CONTEXT[start:end]
+    assert task.read(crossed, windows, "validation").values.tolist()[1]
 
 
 def test_margins_are_those_of_probabilities(tmp_path: Path, tokenizer: Any) -> None:
@@ -102,7 +102,7 @@ def test_margins_are_those_of_probabilities(tmp_path: Path, tokenizer: Any) -> N
     task = questions_task(tmp_path / "rows.jsonl", max_answer_length=4)
     windows = task.encode(tokenizer)["validation"]
     logits = np.random.default_rng(0).normal(size=(len(windows), 2, 48)).astype(np.float32)
-    answers = task.answers(logits, windows, "validation")
+    found = task.read(logits, windows, "validation")
     for example, row in enumerate(ROWS):
         scores: dict[tuple[int, int], float] = {}
         for number, window in enumerate(windows):
@@ -115,8 +115,8 @@ def test_margins_are_those_of_probabilities(tmp_path: Path, tokenizer: Any) -> N
                         scores[span] = max(score, scores.get(span, score))
         (best, first), (_, second) = sorted(scores.items(), key=lambda item: -item[1])[:2]
         total = sum(map(np.exp, scores.values()))
-        assert answers.texts[example] == row["context"][slice(*best)].strip()
-        assert answers.margins[example] == pytest.approx((np.exp(first) - np.exp(second)) / total)
+        assert found.values.tolist()[example] == row["context"][slice(*best)].strip()
+        assert found.margins[example] == pytest.approx((np.exp(first) - np.exp(second)) / total)
 
 
 def test_questions_without_an_answer(tmp_path: Path, tokenizer: Any) -> None:
@@ -127,15 +127,15 @@ def test_questions_without_an_answer(tmp_path: Path, tokenizer: Any) -> None:
     assert {tuple(row["labels"]) for row in windows if row["example"] == 2} == {(0, 0)}
     logits = confident(windows, 1, (14, 23), 9.0)
     logits[:, :, 0] = 5.0
-    answers = task.answers(logits, windows, "validation")
-    assert answers.texts == ["", "Bryn Mawr", ""]
-    assert answers.matches.tolist() == [0.0, 1.0, 1.0]
+    found = task.read(logits, windows, "validation")
+    assert found.values.tolist() == ["", "Bryn Mawr", ""]
+    assert found.errors.tolist() == [1.0, 0.0, 0.0]
     # Where training never showed that there may be none, there is always an answer.
     task = questions_task(tmp_path / "few.jsonl")
     windows = task.encode(tokenizer)["validation"]
     logits = np.zeros((len(windows), 2, 48), dtype=np.float32)
     logits[:, :, 0] = 5.0
-    assert all(task.answers(logits, windows, "validation").texts)
+    assert all(task.read(logits, windows, "validation").values.tolist())
 
 
 def test_answers_are_counted_as_squad_counts() -> None:
