@@ -1,5 +1,6 @@
 """A checkpoint of whatever architecture, as the class that its configuration names."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,23 @@ class Checkpoint:
         """Writes what stands beside ONNX files: the configuration and the tokenizer."""
         self.model.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        speak_to_transformers_4(folder)
+
+
+def speak_to_transformers_4(folder: Path) -> None:
+    """Have a tokenizer of no architecture read alike by transformers 4, which optimum still asks for.
+
+    It knows such a tokenizer by its older name alone, and takes away the blank before a text unless told to add it.
+    """
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if config.get("tokenizer_class") != "TokenizersBackend":
+        return
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    pre_tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["pre_tokenizer"] or {}
+    if "add_prefix_space" in pre_tokenizer:
+        config["add_prefix_space"] = pre_tokenizer["add_prefix_space"]
+    file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def load_checkpoint(name: str) -> Checkpoint:

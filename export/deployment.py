@@ -8,6 +8,7 @@ from torch import nn
 
 from prunelle.compression.quantization import QuantizationPlan
 from prunelle.compression.record import versions
+from prunelle.export.checkpoint import speak_to_transformers_4
 from prunelle.export.evaluation import LOWER_IS_BETTER, ComputeMetrics, Evaluation, Reader, evaluate
 from prunelle.export.hardware import hardware
 from prunelle.export.inference import deployed, maximum_length
@@ -84,6 +85,7 @@ def export_and_report(
         latency_seconds=latency_seconds,
     )
     report.save(output_dir)
+    speak_to_transformers_4(Path(output_dir))
     return report
 
 
