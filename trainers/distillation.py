@@ -101,7 +101,7 @@ class DistillationTrainer(CompressionTrainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         # A step begins. The Trainer has cleared the gradients of the student alone.
         self.objective.zero_grad()
-        self.objective.move(self.state.global_step / self.state.max_steps)
+        self.objective.move(self.state.global_step / max(1, self.state.max_steps))
         if not batches:
             return batches, None
         counts = torch.stack([self.objective.count(batch_of(batch)) for batch in batches]).sum(0).to(device)
