@@ -227,6 +227,8 @@ class Pruning(CompressionMethod):
         lost = [name for name, module in modules.items() if not is_parametrized(module, "weight")]
         if lost:
             raise RuntimeError(f"{len(lost)} of {len(modules)} modules have lost their masks, as {lost[0]}")
+        for group in self.groups:
+            group.check()
         sizes = {group.group.name: (int(group.kept.sum()), group.group.count) for group in self.groups}
         if self.ranking == "global":
             sizes = {"the model": (sum(kept for kept, _ in sizes.values()), sum(total for _, total in sizes.values()))}

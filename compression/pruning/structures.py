@@ -128,11 +128,21 @@ class UnitGroup:
             scores = scores + self.offsets.to(scores)
         if self.pattern is None:
             return scores
-        (layout,) = self.layouts.values()
-        axis = 1 if layout.is_transposed else -1
-        runs = scores.view(layout.view)
+        runs, axis = self._runs(scores)
         best = runs.argsort(dim=axis, descending=True, stable=True).narrow(axis, 0, self.pattern[0])
         return runs.scatter(axis, best, torch.inf).flatten()
+
+    def follows_pattern(self, kept: Tensor) -> bool:
+        """Whether every run has its number of units: always, but for N:M."""
+        if self.pattern is None:
+            return True
+        runs, axis = self._runs(kept)
+        return bool((runs.sum(axis) == self.pattern[0]).all())
+
+    def _runs(self, values: Tensor) -> tuple[Tensor, int]:
+        """Values of shape (units,) so that the runs of a pattern lie along one axis, and that axis."""
+        (layout,) = self.layouts.values()
+        return values.view(layout.view), 1 if layout.is_transposed else -1
 
 
 def find_groups(model: PreTrainedModel, structure: str, modules: Mapping[str, nn.Module]) -> list[UnitGroup]:

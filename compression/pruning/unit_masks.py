@@ -98,6 +98,25 @@ class UnitMasks:
         for name, bias_mask in self._bias_masks.items():
             bias_mask.mask.copy_(self.group.layouts[name].rows(self.masks[f"{name}.weight"].mask))
 
+    def check(self) -> None:
+        """See that what the model computes with is what the masks say, on every weight and bias.
+
+        Raises:
+            RuntimeError: It is not.
+        """
+        kept = self.kept
+        if not self.group.follows_pattern(kept):
+            raise RuntimeError(f"{self.group.name} does not have {self.group.pattern} weights in every run")
+        for name, layout in self.group.layouts.items():
+            module, mask = self.modules[name], self.masks[f"{name}.weight"].mask
+            has_left = layout.gather((module.weight != 0).float()) > 0
+            if not torch.equal(mask.flatten() > 0, kept) or (has_left & ~kept).any():
+                raise RuntimeError(f"{name} is not masked as {self.group.name} is")
+            if name in self._bias_masks:
+                rows = layout.rows(mask).expand(layout.of_bias.view).flatten()
+                if module.bias[rows == 0].any():
+                    raise RuntimeError(f"{name} has biases in rows that are gone")
+
     def draw(self, generator: torch.Generator) -> None:
         """Draw the gates of the next optimizer step, where there are some."""
         uniform = torch.rand(self.group.count, generator=generator).clamp(1e-6, 1 - 1e-6)

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -57,6 +58,10 @@ def test_heads_dimensions_and_layers_are_taken_out(sound: dict[str, str], teache
     assert [shape["ffn"] for shape in record["layer_shapes"]] == [28] * 3
     assert record["kept_layers"] == [0, 1, 3]
     assert len(record["density"]) == 4 * 6
+    picture = ElementTree.parse(tmp_path / "run" / "density.svg").getroot()
+    titles = [title.text or "" for title in picture.iter("{http://www.w3.org/2000/svg}title")]
+    assert "0 intermediate.dense: 40.62 % of its weights are left" in titles  # 26 of 64
+    assert sum(title.endswith(": 0.00 % of its weights are left") for title in titles) == 6
     files = [Path(folder) / "onnx" / "model.onnx" for folder in (tmp_path / "run", tmp_path / "dense")]
     export_onnx(dense, files[1])
     assert files[0].stat().st_size < 0.8 * files[1].stat().st_size

@@ -314,3 +314,51 @@ def test_a_structure_that_does_not_fit_is_refused(options: dict[str, Any], expec
         schedule = CubicSchedule(0.4)
     with pytest.raises(InputError, match=expected):
         Pruning(schedule, **options).attach(tiny())
+
+
+@pytest.mark.parametrize("structure", ["weights", "4x2", "rows", "columns", "2:4", "heads", "ffn"])
+@pytest.mark.parametrize("name", ["Bert", "GPT2"])
+def test_a_run_sees_for_itself_what_became_of_its_masks(name: str, structure: str) -> None:
+    """Prevents a model of another density, or of masks that differ between matrices, from passing for a pruned one."""
+    model = tiny(name)
+    method = attached(model, structure)
+    method.step(1.0)
+    method.finish()
+    group = method.groups[0]
+    first, *others = group.masks.values()
+    good = first.mask.clone()
+
+    first.mask.zero_()
+    group.keep(group.kept)
+    with pytest.raises(RuntimeError, match=r"the run ended with 0 of|in every run"):
+        method.finish()
+    group.keep(good.flatten() > 0)
+    method.finish()
+
+    if others:
+        others[-1].mask.copy_(1 - others[-1].mask)
+        with pytest.raises(RuntimeError, match="is not masked as"):
+            method.finish()
+    if structure == "2:4":
+        group.keep(good.roll(1).flatten() > 0)  # as many as before, but elsewhere
+        with pytest.raises(RuntimeError, match=r"does not have .* in every run"):
+            method.finish()
+    if structure in ("rows", "heads", "ffn"):
+        group.keep(good.flatten() > 0)
+        bias = next(module for module in model.modules() if hasattr(module, "parametrizations")).parametrizations.bias
+        bias[0].mask.fill_(1)
+        with pytest.raises(RuntimeError, match="has biases in rows that are gone"):
+            method.finish()
+    bake(next(iter(group.modules.values())))
+    with pytest.raises(RuntimeError, match=r"1 of [0-9]+ modules have lost their masks"):
+        method.finish()
+
+
+@pytest.mark.parametrize("structure", ["4x2", "rows", "heads", "ffn"])
+def test_units_without_a_gradient_are_named(structure: str) -> None:
+    """Prevents scores that nothing teaches from being taken for learned ones."""
+    model = tiny()
+    method = attached(model, structure)
+    model.bert.embeddings(BATCH["input_ids"]).sum().backward()
+    with pytest.raises(InputError, match=r"the scores of bert\.encoder\.layer\.0.* get no gradient"):
+        method.check_gradients()
