@@ -1,16 +1,18 @@
 """Loads any checkpoint, those included whose layers stock classes cannot build."""
 
+from functools import partial
 from typing import Any
 
 import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from prunelle.compression.shapes import shaped_class
+from prunelle.compression.sparse import read_sparse
 from prunelle.errors import InputError, load_checkpoint_with
 
 
 def from_pretrained(name_or_path: str, model_class: Any = None, **options: Any) -> Any:
-    """Loads a model, shrunk or not.
+    """Loads a model, shrunk or not, its zeros stored or not.
 
     Args:
         name_or_path: a checkpoint folder, or a model of the hub.
@@ -27,11 +29,20 @@ def from_pretrained(name_or_path: str, model_class: Any = None, **options: Any) 
     """
     config = options.pop("config", None) or load_checkpoint_with(AutoConfig.from_pretrained, str(name_or_path))
     stock = _stock_class(config, model_class, str(name_or_path))
-    loaded = load_checkpoint_with(
-        shaped_class(stock, config).from_pretrained, str(name_or_path), config=config, **options
-    )
+    load = partial(_load, shaped_class(stock, config))
+    loaded = load_checkpoint_with(load, str(name_or_path), config=config, **options)
     model = loaded[0] if isinstance(loaded, tuple) else loaded
     model.__class__ = stock
+    return loaded
+
+
+def _load(model_class: Any, name: str, **options: Any) -> Any:
+    """`from_pretrained`, told the weights where it would not find them."""
+    weights = read_sparse(name)
+    if weights is None:
+        return model_class.from_pretrained(name, **options)
+    loaded = model_class.from_pretrained(None, state_dict=weights, **options)
+    (loaded[0] if isinstance(loaded, tuple) else loaded).name_or_path = name
     return loaded
 
 

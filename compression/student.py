@@ -4,7 +4,6 @@ Either way the student is what its stock class builds from its config, filled wi
 So whatever it computes in memory, `from_pretrained` computes again from its checkpoint.
 """
 
-import copy
 import warnings
 from collections.abc import Iterator, Sequence
 
@@ -31,7 +30,7 @@ from transformers import (
 )
 
 from prunelle.compression.layers import LayerList, find_stacks
-from prunelle.compression.shapes import shaped_class
+from prunelle.compression.rebuild import build, copied_config, fill
 from prunelle.errors import InputError
 
 
@@ -95,8 +94,7 @@ def student_from_layers(
         _check_choice(numbers, len(stack.modules), kind)
 
     config = _config_of_layers(teacher, stacks, kept)
-    student = shaped_class(type(teacher), config)._from_config(config, dtype=teacher.dtype)
-    student.__class__ = type(teacher)
+    student = build(type(teacher), config, teacher.dtype)
     for stack, places, numbers, kind in zip(stacks, find_stacks(student), kept, kinds, strict=True):
         for place, number in enumerate(numbers):
             _check_same_computation(stack.modules[number], places.modules[place], number, place, kind)
@@ -105,7 +103,7 @@ def student_from_layers(
     for name, tensor in teacher.state_dict().items():
         if (new_name := _name_in_student(name, stacks, kept)) is not None:
             weights[new_name] = tensor
-    return _filled(student, weights, teacher)
+    return fill(student, weights, teacher)
 
 
 def distilbert_from_bert(teacher: PreTrainedModel, layers: Sequence[int] | None = None) -> PreTrainedModel:
@@ -153,8 +151,7 @@ def distilbert_from_bert(teacher: PreTrainedModel, layers: Sequence[int] | None 
     shallow = student_from_layers(teacher, layers)
     config = _distilbert_config(shallow.config)
     stock = _DISTILBERT_OF[type(teacher)]
-    student = shaped_class(stock, config)._from_config(config, dtype=teacher.dtype)
-    student.__class__ = stock
+    student = build(stock, config, teacher.dtype)
 
     embeddings = shallow.base_model.embeddings
     with torch.no_grad():
@@ -162,7 +159,7 @@ def distilbert_from_bert(teacher: PreTrainedModel, layers: Sequence[int] | None 
 
     weights = {_distilbert_name(name): tensor for name, tensor in shallow.state_dict().items()}
     # What DistilBERT has no place for is left out; that nothing of its own is missing is checked on loading.
-    return _filled(student, {name: weights[name] for name in student.state_dict() if name in weights}, teacher)
+    return fill(student, {name: weights[name] for name in student.state_dict() if name in weights}, teacher)
 
 
 def _check_choice(layers: Sequence[int], depth: int, kind: str) -> None:
@@ -177,7 +174,7 @@ def _check_choice(layers: Sequence[int], depth: int, kind: str) -> None:
 def _config_of_layers(
     teacher: PreTrainedModel, stacks: Sequence[LayerList], kept: Sequence[Sequence[int]]
 ) -> PreTrainedConfig:
-    config = copy.deepcopy(teacher.config)
+    config = copied_config(teacher)
     if len(stacks) == 1:
         for name, value in list(vars(config).items()):
             if "layer" in name and isinstance(value, (list, tuple)) and len(value) == len(stacks[0].modules):
@@ -186,9 +183,6 @@ def _config_of_layers(
     vars(config).pop("global_attn_every_n_layers", None)
     for stack, layers in zip(stacks, kept, strict=True):
         setattr(config, stack.depth, len(layers))
-    # A checkpoint with two different matrices is loaded untied even where its config says tied.
-    if (head := teacher.get_output_embeddings()) is not None:
-        config.tie_word_embeddings = head.weight is teacher.get_input_embeddings().weight
     return config
 
 
@@ -223,14 +217,6 @@ def _settings(layer: nn.Module) -> Iterator[tuple[str, object]]:
             incidental = name.startswith("_") or name in ("layer_idx", "training", "gradient_checkpointing")
             if not incidental and (value is None or isinstance(value, (bool, int, float, str))):
                 yield f"{prefix}{name}", value
-
-
-def _filled(student: PreTrainedModel, weights: dict[str, torch.Tensor], teacher: PreTrainedModel) -> PreTrainedModel:
-    student.to(teacher.device)
-    student.load_state_dict(weights)
-    if student.can_generate() and teacher.can_generate():
-        student.generation_config = copy.deepcopy(teacher.generation_config)
-    return student.eval()
 
 
 _DISTILBERT_OF: dict[type[PreTrainedModel], type[PreTrainedModel]] = {

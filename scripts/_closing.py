@@ -29,18 +29,18 @@ def close(
     teacher_folder: str | None = None,
     plan: QuantizationPlan | None = None,
     compact: Callable[[PreTrainedModel], PreTrainedModel] | None = None,
+    save_sparse: bool = False,
     **record: Any,
 ) -> None:
     """Evaluate what was trained, save it, export it, and print the table of what that did to it.
 
-    Then it is pushed to the Hub, where `--push_to_hub` asks for that.
-
-    Encoder-decoders are measured on what they write, and not exported.
+    Encoder-decoders are measured on what they write, and not exported. `--push_to_hub` uploads the folder then.
 
     Args:
         collator: The task's own. The trainer's may look for cached answers, which other data has none of.
         plan: What of the model was trained to be quantized.
         compact: What makes the model smaller before it is saved.
+        save_sparse: Whether the checkpoint is written without its zeros.
         record: What `compression.json` is to say beside the data and the logs.
     """
     folder = Path(str(trainer.args.output_dir))
@@ -48,7 +48,7 @@ def close(
     if compact is not None:  # after the evaluation, whose loss may compare heads and layers with the teacher's
         trainer.model = compact(trainer.accelerator.unwrap_model(trainer.model))
         record["layer_shapes"] = getattr(trainer.model.config, "layer_shapes", None)
-    save_model(trainer, folder)
+    save_model(trainer, folder, save_sparse)
     if not trainer.is_world_process_zero():
         return
     # Not the Trainer's loader, which would deal the examples out to the processes.

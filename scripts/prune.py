@@ -21,7 +21,12 @@ from prunelle.trainers import DistillationArguments, DistillationTrainer, Prunin
 from prunelle.trainers.distillation import check_pair
 from prunelle.trainers.finetuning import trainer_data
 from prunelle.trainers.models import check_length, load_or_start
-from prunelle.trainers.pruning import PrunedModelArguments, check_distillation_flags, load_dense_teacher
+from prunelle.trainers.pruning import (
+    PrunedModelArguments,
+    check_distillation_flags,
+    load_dense_teacher,
+    prune_vocabularies,
+)
 
 ARGUMENTS = (DataArguments, PrunedModelArguments, DistillationArguments, PruningArguments)
 
@@ -33,6 +38,7 @@ def main(argv: Sequence[str]) -> None:
     task = TASKS[data.task](data, arguments.seed)
     pruned = load_or_start(models.model_name_or_path, models.model_config, models.tokenizer_name_or_path, task)
     teacher = load_dense_teacher(models, pruned, task)
+    prune_vocabularies(pruning.prune_vocabulary, task, pruned, teacher)
     check_length(data, pruned.model)
     if pruning.shrink:
         dissect(pruned.model)  # raises where shrinking would, after all the training
@@ -57,8 +63,9 @@ def main(argv: Sequence[str]) -> None:
         encoded,
         inputs["data_collator"],
         teacher,
-        models.teacher_name_or_path,
+        None if pruning.prune_vocabulary else models.teacher_name_or_path,
         compact=pruning.compact,
+        save_sparse=pruning.save_sparse,
         methods=["prune"] if teacher is None else ["distill", "prune"],
         recipe=recipe,
         density=density,

@@ -1,5 +1,6 @@
 """Text packed into full blocks of tokens: what language models are trained on."""
 
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -43,9 +44,9 @@ class PackedTexts:
         """A hash of the data, with or without what is unlabeled, and of how it is prepared."""
         return loading.fingerprint(self.splits, self.arguments, unlabeled)
 
-    def texts(self) -> Any:
-        """The training texts, for a tokenizer to be trained on."""
-        return (row["text"] for row in self.splits["train"] if row["text"])
+    def texts(self, splits: Sequence[str] = ("train",)) -> Any:
+        """The texts that tokenizers are to read, of the training data or of the splits named."""
+        return (row["text"] for split in splits for row in self.splits[split] if row["text"])
 
     def configure(self, config: PreTrainedConfig) -> None:
         """A language model's head is as large as its vocabulary: nothing to add."""

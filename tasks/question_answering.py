@@ -1,6 +1,7 @@
 """Extractive question answering: where in a text the answer to a question stands."""
 
-from itertools import groupby
+from collections.abc import Sequence
+from itertools import chain, groupby
 from operator import itemgetter
 from typing import Any
 
@@ -64,10 +65,10 @@ class QuestionAnswering(ReadsLogits):
         """A hash of the data, with or without what is unlabeled, and of how it is prepared."""
         return loading.fingerprint(self.splits, self.arguments, unlabeled)
 
-    def texts(self) -> Any:
-        """The training texts, for a tokenizer to be trained on."""
-        train = self.splits["train"]
-        return [*train["context"], *train["question"]]
+    def texts(self, splits: Sequence[str] = ("train",)) -> Any:
+        """The texts that tokenizers are to read, of the training data or of the splits named."""
+        columns = ("context", "question")
+        return chain.from_iterable(self.splits[split][column] for split in splits for column in columns)
 
     def configure(self, config: PreTrainedConfig) -> None:
         """Two numbers a token: how well an answer would start there, and how well it would end."""

@@ -1,5 +1,7 @@
 """Sequence-to-sequence: a text becomes another text, written word by word."""
 
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import datasets
@@ -53,10 +55,10 @@ class SequenceToSequence:
         """A hash of the data and of how it is prepared."""
         return loading.fingerprint(self.splits, self.arguments, unlabeled)
 
-    def texts(self) -> Any:
-        """The training texts and targets, for a tokenizer to be trained on."""
-        train = self.splits["train"]
-        return (text for column in ("text", "target") for text in train[column])
+    def texts(self, splits: Sequence[str] = ("train",)) -> Any:
+        """The texts and targets that tokenizers are to read, of the training data or of the splits named."""
+        texts = (self.arguments.source_prefix + text for split in splits for text in self.splits[split]["text"])
+        return chain(texts, chain.from_iterable(self.splits[split]["target"] for split in splits))
 
     def configure(self, config: PreTrainedConfig) -> None:
         """Give a model from scratch the token that its decoder starts from: its teacher's; of a first model, what its

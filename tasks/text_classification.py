@@ -1,6 +1,8 @@
 """Text classification: texts and what is to be predicted of each, at its simplest one label."""
 
 import logging
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import datasets
@@ -72,9 +74,9 @@ class TextTask:
         """A hash of the data, with or without what is unlabeled, and of how it is prepared."""
         return loading.fingerprint(self.splits, self.arguments, unlabeled)
 
-    def texts(self) -> Any:
-        """The training texts, for a tokenizer to be trained on."""
-        return self.splits["train"]["text"]
+    def texts(self, splits: Sequence[str] = ("train",)) -> Any:
+        """The texts that tokenizers are to read, of the training data or of the splits named."""
+        return chain.from_iterable(self.splits[split]["text"] for split in splits)
 
     def encode(self, tokenizer: Tokenizer) -> dict[str, datasets.Dataset]:
         """The splits as `input_ids`, `attention_mask` (… as the tokenizer gives them) and `labels`.

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
@@ -61,9 +62,9 @@ class TokenClassification(Classification):
                 check_known(labels, list(self.class_index), place)
             self.splits[split] = rows
 
-    def texts(self) -> Any:
-        """The training texts, for a tokenizer to be trained on."""
-        return [" ".join(tokens) for tokens in self.splits["train"]["tokens"]]
+    def texts(self, splits: Sequence[str] = ("train",)) -> Any:
+        """The texts that tokenizers are to read, of the training data or of the splits named."""
+        return (" ".join(tokens) for split in splits for tokens in self.splits[split]["tokens"])
 
     def encode(self, tokenizer: Tokenizer) -> dict[str, datasets.Dataset]:
         """The splits as `input_ids`, `attention_mask` (… as the tokenizer gives them) and `labels`, one a token.

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers import Trainer
 
 from prunelle.compression.record import fingerprint, read_record, write_record
+from prunelle.compression.sparse import store_sparse
 from prunelle.errors import InputError
 from prunelle.losses import HardLabelLoss, LogitMSELoss
 from prunelle.tasks import QuestionAnswering, ReadsLogits, Task, choices
@@ -91,11 +92,13 @@ def hard_label_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any 
     return HardLabelLoss()(logits.flatten(0, -2), labels.flatten(), num_items_in_batch)
 
 
-def save_model(trainer: Trainer, folder: Path) -> None:
-    """Write the trained model and its tokenizer, once, without the Trainer's pickled arguments."""
+def save_model(trainer: Trainer, folder: Path, sparse: bool = False) -> None:
+    """Write the trained model, its zeros or not, and its tokenizer, once, without the Trainer's pickled arguments."""
     trainer.save_model(str(folder), _internal_call=True)  # which does not push: more comes into the folder
     if trainer.is_world_process_zero():
         (folder / "training_args.bin").unlink(missing_ok=True)
+        if sparse:
+            store_sparse(folder)
     trainer.accelerator.wait_for_everyone()
 
 

@@ -1,9 +1,11 @@
 """Pruning: what it is asked for by flags, and the trainer that does it on labels alone."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from datasets import IterableDataset
 from transformers import PreTrainedModel, TrainingArguments
 
 from prunelle.compression import CompressionMethod
@@ -16,6 +18,7 @@ from prunelle.compression.pruning import (
     OneShotSchedule,
     Pruning,
     Rewinding,
+    prune_vocabulary,
     remove_layers,
     shrink,
 )
@@ -25,6 +28,8 @@ from prunelle.tasks import Task
 from prunelle.trainers.arguments import DistillationArguments, FinetuningArguments
 from prunelle.trainers.compression import CompressionTrainer
 from prunelle.trainers.models import LoadedModel, ModelArguments, load_model
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -70,11 +75,25 @@ class PruningArguments:
         default_factory=list,
         metadata={"help": "Of --structure layers, those that are to go, counted from 0; --density is not theirs."},
     )
+    prune_vocabulary: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Before the run, take out the tokens that none of these texts has: train, validation, test, "
+            "unlabeled."
+        },
+    )
     shrink: bool | None = field(
         default=None,
         metadata={
             "help": "Whether pruned heads and feed-forward dimensions are taken out of the model that is written. By "
             "default where heads or ffn are pruned; the folder is then loaded by prunelle.from_pretrained."
+        },
+    )
+    save_sparse: bool = field(
+        default=False,
+        metadata={
+            "help": "Write the checkpoint without its zeros: smaller the more weights are pruned, and loaded by "
+            "prunelle.from_pretrained alone."
         },
     )
     round_to: int = field(
@@ -236,6 +255,32 @@ def load_dense_teacher(models: PrunedModelArguments, pruned: LoadedModel, task: 
             "same token ids"
         )
     return teacher
+
+
+def prune_vocabularies(splits: Sequence[str], task: Task, pruned: LoadedModel, teacher: LoadedModel | None) -> None:
+    """Take out of the tokenizer, and of the models that read it, in place, the tokens that the data never uses.
+
+    Args:
+        splits: The parts of the data whose tokens are kept; all tokens are where none is named.
+
+    Raises:
+        InputError: The data has no such part, or is a stream; or the tokenizer is of no known kind.
+    """
+    if not splits:
+        return
+    for split in splits:
+        if split not in task.splits:
+            raise InputError(f"--prune_vocabulary {split}: the data has {', '.join(task.splits)}")
+        if isinstance(task.splits[split], IterableDataset):
+            raise InputError("--prune_vocabulary reads all of the text first: leave out --streaming")
+    loaded = [pruned] if teacher is None else [pruned, teacher]
+    before = len(pruned.tokenizer)
+    tokenizer, models = prune_vocabulary(task.texts(splits), pruned.tokenizer, *(each.model for each in loaded))
+    for each, model in zip(loaded, models, strict=True):
+        each.tokenizer, each.model = tokenizer, model
+    if pruned.model.config.is_encoder_decoder:  # the token that the decoder starts from has another number
+        task.adopt(pruned.model.config, str(pruned.model.name_or_path))
+    logger.info("%d of %d tokens are left in the vocabulary", len(tokenizer), before)
 
 
 class PruningTrainer(CompressionTrainer):

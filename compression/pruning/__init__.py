@@ -15,6 +15,7 @@ from prunelle.compression.pruning.structures import LAYERS as LAYERS
 from prunelle.compression.pruning.structures import SHARED as SHARED
 from prunelle.compression.pruning.surgery import shrink as shrink
 from prunelle.compression.pruning.targets import find_prunable as find_prunable
+from prunelle.compression.pruning.vocabulary import prune_vocabulary as prune_vocabulary
 
 __all__ = [
     "LAYERS",
@@ -30,6 +31,7 @@ __all__ = [
     "find_prunable",
     "keep_highest",
     "kept_layers",
+    "prune_vocabulary",
     "remove_layers",
     "shrink",
 ]

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from prunelle.cli import main
 from prunelle.compression import from_pretrained
@@ -73,13 +73,40 @@ def test_heads_dimensions_and_layers_are_taken_out(sound: dict[str, str], teache
 
 def test_a_model_is_pruned_on_labels_alone(sound: dict[str, str], tmp_path: Path) -> None:
     """Prevents a teacher from being needed."""
-    assert prune(sound | {"--density": "0.5", "--score": "magnitude", "--ranking": "global"}) == 0
+    flags = {"--density": "0.5", "--score": "magnitude", "--ranking": "global", "--save_sparse": "true"}
+    assert prune(sound | flags) == 0
     record = json.loads((tmp_path / "run" / "compression.json").read_text())
     assert record["methods"] == ["prune"]
     assert len(set(record["density"].values())) > 12
+    assert [file.name for file in (tmp_path / "run").glob("*.safetensors")] == ["model_sparse.safetensors"]
+    model = from_pretrained(str(tmp_path / "run"))
+    for name, density in record["density"].items():
+        weight = model.get_parameter(name)
+        assert weight.count_nonzero().item() == round(density * weight.numel())
+
+
+def test_a_trained_model_loses_the_tokens_that_the_data_never_uses(
+    sound: dict[str, str], teacher: str, tmp_path: Path
+) -> None:
+    """Prevents a training that is needed, ids that the exported file or the teacher reads otherwise, and a stale
+    tokenizer beside the model."""
+    few = tmp_path / "few.csv"
+    few.write_text("sentence,label\nthe film was lovely,good\nthe film was dull,bad\na dull story,bad\n")
+    data = {"--train_file": str(few), "--validation_file": str(few), "--test_file": str(few)}
+    flags = {"--teacher_name_or_path": teacher, "--density": "1", "--num_train_epochs": "0"}
+    assert prune(sound | data | flags, "--prune_vocabulary", "train", "validation") == 0
+    before, tokenizer = (AutoTokenizer.from_pretrained(folder) for folder in (teacher, tmp_path / "run"))
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run")
+    assert model.config.vocab_size == len(tokenizer) < len(before)
+    assert tokenizer.tokenize("a lovely film") == before.tokenize("a lovely film")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    differences = {m["name"]: m["max_abs_logit_difference"] for m in report["models"]}
+    assert differences["teacher"] < 1e-5
+    assert differences["onnx"] < 1e-4
 
 
 SPOILED = {
+    "tokens of no data": ({"--prune_vocabulary": "unlabeled"}, r"--prune_vocabulary unlabeled: the data has train, va"),
     "a density of 0": ({"--density": "0"}, r"a density of 0\.0 must be above 0 and at most 1"),
     "percent": ({"--density": "15"}, r"a density of 15\.0 must be above 0 and at most 1"),
     "no such module": ({"--pruned_modules": "*.atention.*"}, r"the pattern \*\.atention\.\* matches none of the 26 "),
