@@ -43,6 +43,7 @@ METRICS = ("accuracy", "precision", "recall", "f1", "exact_match", "rougeL", "lo
 METHODS = {
     "finetune": "fine-tuned on labels",
     "distill": "distilled from a teacher",
+    "mutual": "trained beside peers that learned from one another",
     "prune": "pruned",
     "quantize": "trained with the rounding of int8",
     "export": "exported to ONNX",

@@ -15,7 +15,7 @@ from prunelle.export import export_and_report, report_on_sequences, write_card
 from prunelle.export.data import reader_of
 from prunelle.export.hub import upload
 from prunelle.tasks import Task
-from prunelle.trainers import CompressionTrainer
+from prunelle.trainers import CompressionTrainer, MutualTrainer
 from prunelle.trainers.finetuning import save_model
 from prunelle.trainers.models import LoadedModel
 
@@ -34,7 +34,8 @@ def close(
 ) -> None:
     """Evaluate what was trained, save it, export it, and print the table of what that did to it.
 
-    Encoder-decoders are measured on what they write, and not exported. `--push_to_hub` uploads the folder then.
+    Encoder-decoders are measured on what they write, and not exported. `--push_to_hub` uploads the folder then. Of
+    peers all of this is the best one's.
 
     Args:
         collator: The task's own. The trainer's may look for cached answers, which other data has none of.
@@ -43,20 +44,18 @@ def close(
         save_sparse: Whether the checkpoint is written without its zeros.
         record: What `compression.json` is to say beside the data and the logs.
     """
-    folder = Path(str(trainer.args.output_dir))
-    trainer.evaluate()
+    folder, metrics = Path(str(trainer.args.output_dir)), trainer.evaluate()
+    if isinstance(trainer, MutualTrainer):
+        record["peer"] = trainer.keep_best(metrics)
     if compact is not None:  # after the evaluation, whose loss may compare heads and layers with the teacher's
         trainer.model = compact(trainer.accelerator.unwrap_model(trainer.model))
         record["layer_shapes"] = getattr(trainer.model.config, "layer_shapes", None)
     save_model(trainer, folder, save_sparse)
     if not trainer.is_world_process_zero():
         return
+    rows, batch_size = encoded.get("test", encoded["validation"]), trainer.args.per_device_eval_batch_size
     # Not the Trainer's loader, which would deal the examples out to the processes.
-    examples = DataLoader(
-        encoded.get("test", encoded["validation"]),
-        batch_size=trainer.args.per_device_eval_batch_size,
-        collate_fn=collator,
-    )
+    examples = DataLoader(rows, batch_size, collate_fn=collator)
     model = trainer.accelerator.unwrap_model(trainer.model)
     export = partial(export_and_report, plan=plan, reader=reader_of(task, encoded))
     measure = report_on_sequences if model.config.is_encoder_decoder else export

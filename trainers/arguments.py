@@ -27,12 +27,9 @@ class FinetuningArguments(TrainingArguments):
 
 
 @dataclass
-class DistillationArguments(FinetuningArguments):
-    """How the student is trained. The defaults are DistilBERT's (arXiv:1910.01108)."""
+class PredictionArguments(FinetuningArguments):
+    """What is learned from labels, and from what other models predict."""
 
-    teacher_dtype: Literal["float32", "bfloat16", "float16"] | None = field(
-        default=None, metadata={"help": "What the teacher computes in. By default its checkpoint's."}
-    )
     soft_target_weight: float = field(
         default=5.0, metadata={"help": "Weight of the difference from the teacher's distribution."}
     )
@@ -62,6 +59,52 @@ class DistillationArguments(FinetuningArguments):
     soft_target_top_k: int = field(
         default=64, metadata={"help": "How many classes top_k keeps apart; all others share one bucket."}
     )
+    distilled_positions: Literal["masked", "all"] = field(
+        default="masked",
+        metadata={"help": "Which tokens' predictions are learned from the teacher: those that have a label, or all."},
+    )
+    hard_label_weight: float = field(default=2.0, metadata={"help": "Weight of the cross-entropy with the labels."})
+
+    def __post_init__(self) -> None:
+        weights = {f"{name}_weight": weight for name, weight in self.term_weights.items()}
+        parts = ("decoupled_target_weight", "decoupled_non_target_weight")
+        for name, weight in (weights | {name: getattr(self, name) for name in parts}).items():
+            if not 0 <= weight < float("inf"):
+                raise InputError(f"--{name} {weight} must not be negative")
+        if not self.wanted_terms:
+            raise InputError(f"{', '.join('--' + name for name in weights)} are all 0: nothing would be learned")
+        if not any(getattr(self, name) for name in parts):
+            raise InputError(f"{', '.join('--' + name for name in parts)} are both 0: nothing would be learned")
+        if not 0 < self.temperature < float("inf"):
+            raise InputError(f"--temperature {self.temperature} must be above 0")
+        if not 0 < self.jensen_shannon_beta < 1:
+            raise InputError(f"--jensen_shannon_beta {self.jensen_shannon_beta} must be between 0 and 1, and neither")
+        if self.soft_target_top_k < 1:
+            raise InputError(f"--soft_target_top_k {self.soft_target_top_k} must be at least 1")
+        if self.soft_target_loss == "decoupled" and self.distilled_positions == "all":
+            raise InputError(
+                "--soft_target_loss decoupled needs a label wherever it looks: give --distilled_positions masked"
+            )
+        super().__post_init__()
+
+    @property
+    def term_weights(self) -> dict[str, float]:
+        """The weight of each loss term, by the name it is logged under."""
+        return {"soft_target": self.soft_target_weight, "hard_label": self.hard_label_weight}
+
+    @property
+    def wanted_terms(self) -> list[str]:
+        """The loss terms that have a weight."""
+        return [name for name, weight in self.term_weights.items() if weight]
+
+
+@dataclass
+class DistillationArguments(PredictionArguments):
+    """How the student is trained. The defaults are DistilBERT's (arXiv:1910.01108)."""
+
+    teacher_dtype: Literal["float32", "bfloat16", "float16"] | None = field(
+        default=None, metadata={"help": "What the teacher computes in. By default its checkpoint's."}
+    )
     teacher_cache: str | None = field(
         default=None,
         metadata={
@@ -75,11 +118,6 @@ class DistillationArguments(FinetuningArguments):
             "help": "How many of a language model's classes are kept apart in the cache; all others share one bucket."
         },
     )
-    distilled_positions: Literal["masked", "all"] = field(
-        default="masked",
-        metadata={"help": "Which tokens' predictions are learned from the teacher: those that have a label, or all."},
-    )
-    hard_label_weight: float = field(default=2.0, metadata={"help": "Weight of the cross-entropy with the labels."})
     hidden_cosine_weight: float = field(
         default=1.0, metadata={"help": "Weight of the cosine between last hidden states."}
     )
@@ -131,26 +169,9 @@ class DistillationArguments(FinetuningArguments):
     )
 
     def __post_init__(self) -> None:
-        weights = {f"{name}_weight": weight for name, weight in self.term_weights.items()}
-        parts = ("decoupled_target_weight", "decoupled_non_target_weight")
-        for name, weight in (weights | {name: getattr(self, name) for name in parts}).items():
-            if not 0 <= weight < float("inf"):
-                raise InputError(f"--{name} {weight} must not be negative")
-        if not self.wanted_terms:
-            raise InputError(f"{', '.join('--' + name for name in weights)} are all 0: nothing would be learned")
-        if not any(getattr(self, name) for name in parts):
-            raise InputError(f"{', '.join('--' + name for name in parts)} are both 0: nothing would be learned")
-        if not 0 < self.temperature < float("inf"):
-            raise InputError(f"--temperature {self.temperature} must be above 0")
-        if not 0 < self.jensen_shannon_beta < 1:
-            raise InputError(f"--jensen_shannon_beta {self.jensen_shannon_beta} must be between 0 and 1, and neither")
-        for name in ("soft_target_top_k", "teacher_cache_top_k", "relation_heads"):
+        for name in ("teacher_cache_top_k", "relation_heads"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(f"--{name} {value} must be at least 1")
-        if self.soft_target_loss == "decoupled" and self.distilled_positions == "all":
-            raise InputError(
-                "--soft_target_loss decoupled needs a label wherever it looks: give --distilled_positions masked"
-            )
         if any(schedule.name == "temperature" for schedule in self.read_schedules) and (
             "soft_target" not in self.wanted_terms or self.soft_target_loss == "mse"
         ):
@@ -182,8 +203,7 @@ class DistillationArguments(FinetuningArguments):
     def term_weights(self) -> dict[str, float]:
         """The weight each loss term begins with, by the name it is logged under."""
         return {
-            "soft_target": self.soft_target_weight,
-            "hard_label": self.hard_label_weight,
+            **super().term_weights,
             "hidden_cosine": self.hidden_cosine_weight,
             "hidden_mse": self.hidden_mse_weight,
             "embedding": self.embedding_weight,

@@ -16,42 +16,39 @@ from transformers import PreTrainedModel
 
 from prunelle.compression import CompressionMethod
 from prunelle.errors import InputError
-from prunelle.trainers.arguments import DistillationArguments
+from prunelle.trainers.arguments import DistillationArguments, PredictionArguments
 from prunelle.trainers.cached_answers import PREFIX, cache_answers
 from prunelle.trainers.compression import CompressionTrainer
-from prunelle.trainers.objective import build_objective
+from prunelle.trainers.objective import Objective, build_objective
 from prunelle.trainers.terms import Outputs, SoftTargets, asked_positions, batch_of
 
 PROJECTIONS = "projections.safetensors"
 POSITIONS = "distilled_positions"
 
 
-class DistillationTrainer(CompressionTrainer):
-    """`transformers.Trainer` whose loss is the weighted sum of the terms that the arguments ask for.
+class ObjectiveTrainer(CompressionTrainer):
+    """`transformers.Trainer` whose loss is an objective: the weighted sum of named terms.
 
-    The teacher stays an attribute: it is moved to the device (under FSDP2 it is sharded as the student is), evaluated
-    without gradients, and neither wrapped into the student nor saved with it. Each term is divided by the number of
-    items it runs over in the whole accumulated batch on all processes, so that accumulation and the number of
-    processes do not change the gradient. Each is logged by name, as its mean over the items seen since the last log;
-    with several processes the evaluation's means count the few examples twice that fill up the last batch.
+    Each term is divided by the number of items it runs over in the whole accumulated batch on all processes, so that
+    accumulation and the number of processes do not change the gradient. Each is logged by name, as its mean over the
+    items seen since the last log; with several processes the evaluation's means count the few examples twice that
+    fill up the last batch.
 
-    Projections of hidden states belong to the objective, not to the student. The optimizer trains them as it does
-    the student's weights, gradients are clipped together, and a checkpoint keeps them in a file of their own. They
+    Projections of hidden states belong to the objective, not to the model. The optimizer trains them as it does
+    the model's weights, gradients are clipped together, and a checkpoint keeps them in a file of their own. They
     are not wrapped by DDP, so their gradients are averaged over the processes once a step, as DDP does the
-    student's.
+    model's.
 
     Args:
-        model: The student.
-        teacher: A model with the student's head: the same classes or the same vocabulary; or an `Ensemble` of them.
-        args: The weights, and every flag of `transformers.TrainingArguments`.
-        methods: What is done to the student's weights in the same run.
-        teacher_folders: The teacher's checkpoint, or those of an ensemble, by which `--teacher_cache` tells them apart.
+        model: What learns.
+        args: Every flag of `transformers.TrainingArguments`.
+        objective: Makes it, once the Trainer has set the seed: random projections begin alike in all processes.
+        methods: What is done to the model's weights in the same run.
         kwargs: As for `transformers.Trainer`.
 
     Raises:
-        InputError: As `CompressionTrainer`. Or the two cannot be compared; see `build_objective`. Or there are
-            projections, and FSDP or DeepSpeed to shard what is trained. Or the cache is one of another teacher, of
-            other data or settings.
+        InputError: As `CompressionTrainer` and the making of the objective. Or there are projections, and FSDP or
+            DeepSpeed to shard what is trained.
     """
 
     data_collator: Any
@@ -59,20 +56,13 @@ class DistillationTrainer(CompressionTrainer):
     def __init__(
         self,
         model: PreTrainedModel,
-        teacher: nn.Module,
-        args: DistillationArguments,
+        args: PredictionArguments,
+        objective: Callable[[], Objective],
         methods: Sequence[CompressionMethod] = (),
-        teacher_folders: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(model, args, methods, **kwargs)
-        if args.teacher_dtype is not None or self.accelerator.is_fsdp2:
-            # A copy: the teacher itself is measured against the student after training, as it was given.
-            teacher = copy.deepcopy(teacher)
-        if args.teacher_dtype is not None:
-            teacher = teacher.to(getattr(torch, args.teacher_dtype))
-        # After the Trainer has set the seed: random projections begin alike in all processes.
-        self.objective = build_objective(model, teacher, args).to(args.device)
+        self.objective = objective().to(args.device)
         self.projections = list(self.objective.parameters())
         if self.projections and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise InputError("--hidden_projection is learned in one process or under DDP, not with FSDP or DeepSpeed")
@@ -80,14 +70,6 @@ class DistillationTrainer(CompressionTrainer):
         # must not divide by the number of accumulation steps again.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
-        self.teacher_inputs = set(inspect.signature(teacher.forward).parameters)
-        self.teacher: nn.Module | None = None
-        if self.objective.needs_teacher:
-            teacher.eval().requires_grad_(False)
-            if args.teacher_cache is not None:
-                cache_answers(self, teacher, teacher_folders)
-            else:
-                self.teacher = prepare_teacher(self.accelerator, teacher)
         if self.objective.needs_logits:
             self.data_collator = WithPositions(self.data_collator, self.objective.everywhere)
             # Each process collates its own batches, a stream's too: positions cannot be cut up as a batch's rows can.
@@ -128,14 +110,10 @@ class DistillationTrainer(CompressionTrainer):
 
         `num_items_in_batch` is what `get_batch_samples` counted; in evaluation each batch counts for itself.
         """
-        answers = {name.removeprefix(PREFIX): inputs[name] for name in inputs if name.startswith(PREFIX)}
         features = {k: v for k, v in inputs.items() if k not in ("labels", POSITIONS) and not k.startswith(PREFIX)}
         batch, training = batch_of(inputs), model.training
         positions = inputs[POSITIONS] if POSITIONS in inputs else self.objective.positions(batch)
-        teacher: Outputs | SoftTargets | None = SoftTargets(answers) if answers else None
-        if self.teacher is not None:
-            accepted = {name: value for name, value in features.items() if name in self.teacher_inputs}
-            teacher = self.objective.ask(self.teacher, accepted, positions)
+        teacher = self.ask(inputs, features, positions)
 
         own_items = self.objective.count(batch)
         items = num_items_in_batch if training else own_items
@@ -198,6 +176,67 @@ class DistillationTrainer(CompressionTrainer):
     @property
     def _averages_over_processes(self) -> bool:
         return self.args.average_tokens_across_devices and self.accelerator.num_processes > 1
+
+    def ask(self, inputs: dict[str, Any], features: dict[str, Any], positions: Tensor) -> Outputs | SoftTargets | None:
+        """What a teacher says about a batch; None where there is none."""
+        return None
+
+
+class DistillationTrainer(ObjectiveTrainer):
+    """Trains a student on the terms that the arguments ask for.
+
+    The teacher stays an attribute: it is moved to the device (under FSDP2 it is sharded as the student is), evaluated
+    without gradients, and neither wrapped into the student nor saved with it.
+
+    Args:
+        model: The student.
+        teacher: A model with the student's head: the same classes or the same vocabulary; or an `Ensemble` of them.
+        args: The weights, and every flag of `transformers.TrainingArguments`.
+        methods: What is done to the student's weights in the same run.
+        teacher_folders: The teacher's checkpoint, or those of an ensemble, by which `--teacher_cache` tells them apart.
+        kwargs: As for `transformers.Trainer`.
+
+    Raises:
+        InputError: As `ObjectiveTrainer`. Or the two cannot be compared; see `build_objective`. Or the cache is one of
+            another teacher, of other data or settings.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        teacher: nn.Module,
+        args: DistillationArguments,
+        methods: Sequence[CompressionMethod] = (),
+        teacher_folders: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
+        def objective() -> Objective:
+            nonlocal teacher
+            if args.teacher_dtype is not None or self.accelerator.is_fsdp2:
+                # A copy: the teacher itself is measured against the student after training, as it was given.
+                teacher = copy.deepcopy(teacher)
+            if args.teacher_dtype is not None:
+                teacher = teacher.to(getattr(torch, args.teacher_dtype))
+            return build_objective(model, teacher, args)
+
+        super().__init__(model, args, objective, methods, **kwargs)
+        self.teacher_inputs = set(inspect.signature(teacher.forward).parameters)
+        self.teacher: nn.Module | None = None
+        if self.objective.needs_teacher:
+            teacher.eval().requires_grad_(False)
+            if args.teacher_cache is not None:
+                cache_answers(self, teacher, teacher_folders)
+            else:
+                self.teacher = prepare_teacher(self.accelerator, teacher)
+
+    def ask(self, inputs: dict[str, Any], features: dict[str, Any], positions: Tensor) -> Outputs | SoftTargets | None:
+        """What the teacher says about a batch, or has said, where its answers are cached."""
+        if answers := {name.removeprefix(PREFIX): inputs[name] for name in inputs if name.startswith(PREFIX)}:
+            return SoftTargets(answers)
+        if self.teacher is None:
+            return None
+        accepted = {name: value for name, value in features.items() if name in self.teacher_inputs}
+        return self.objective.ask(self.teacher, accepted, positions)
 
 
 class WithPositions:

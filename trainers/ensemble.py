@@ -73,8 +73,8 @@ class Ensemble(nn.Module):
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         first, *others = self.teachers
-        outputs = first(**_taken(first, inputs), **first_alone)
-        every = [outputs, *(other(**_taken(other, inputs)) for other in others)]
+        outputs = first(**taken(first, inputs), **first_alone)
+        every = [outputs, *(other(**taken(other, inputs)) for other in others)]
         if not answers_questions(first):
             for each, order in zip(every, self.orders, strict=True):
                 each.logits = each.logits if order is None else each.logits[..., order]
@@ -109,9 +109,10 @@ def class_names(config: PreTrainedConfig) -> list[str] | None:
     return None if all(name in (str(index), f"label_{index}") for index, name in enumerate(names)) else names
 
 
-def _taken(teacher: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-    taken = inspect.signature(teacher.forward).parameters
-    return {name: value for name, value in inputs.items() if name in taken and value is not None}
+def taken(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Those of the inputs that are given and that the model takes."""
+    accepted = inspect.signature(model.forward).parameters
+    return {name: value for name, value in inputs.items() if name in accepted and value is not None}
 
 
 def _class_order(teacher: PreTrainedModel, first: PreTrainedModel) -> list[int] | None:

@@ -4,6 +4,7 @@ import copy
 import inspect
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -239,25 +240,37 @@ def build_student(
         return distilbert_from_bert(first, arguments.layers())
     if arguments.student_layers is not None or arguments.student_decoder_layers is not None:
         return student_from_layers(first, arguments.layers(), arguments.decoder_layers())
-    if arguments.student_name_or_path is not None:
-        student = load_model(arguments.student_name_or_path, task, adopt=False)
-        if student.tokenizer.get_vocab() != tokenizer.get_vocab():
+    return companion(arguments.student_name_or_path, arguments.student_config, members(teacher), task, tokenizer)
+
+
+def companion(
+    name_or_path: str | None, config: str | None, others: Sequence[PreTrainedModel], task: Task, tokenizer: Tokenizer
+) -> PreTrainedModel:
+    """A checkpoint, or a model from scratch of a configuration, that reads the same token ids as others.
+
+    Raises:
+        InputError: It does not.
+    """
+    if name_or_path is not None:
+        loaded = load_model(name_or_path, task, adopt=False)
+        if loaded.tokenizer.get_vocab() != tokenizer.get_vocab():
             raise InputError(
-                f"the vocabularies differ: {arguments.student_name_or_path} has {len(student.tokenizer)} tokens and "
-                f"the teacher {len(tokenizer)}, or they stand for other words; both must read the same token ids"
+                f"the vocabularies differ: {name_or_path} has {len(loaded.tokenizer)} tokens and "
+                f"{others[0].name_or_path or 'the other model'} {len(tokenizer)}, or they stand for other words; both "
+                "must read the same token ids"
             )
-        trim_vocabularies(tokenizer, student.model, *members(teacher))
-        student.model.config.problem_type = problem_type(first)  # many a checkpoint does not say
-        return student.model
-    assert arguments.student_config is not None
-    config = _read_config(arguments.student_config)
-    if "vocab_size" not in _explicit(arguments.student_config):
-        config.vocab_size = first.config.vocab_size
-    _fit_to_tokenizer(config, tokenizer)
-    task.configure(config)
-    student = task.auto_model_class.from_config(config)
-    trim_vocabularies(tokenizer, student, *members(teacher))
-    return student
+        model = loaded.model
+        model.config.problem_type = problem_type(others[0])  # many a checkpoint does not say
+    else:
+        assert config is not None
+        settings = _read_config(config)
+        if "vocab_size" not in _explicit(config):
+            settings.vocab_size = others[0].config.vocab_size
+        _fit_to_tokenizer(settings, tokenizer)
+        task.configure(settings)
+        model = task.auto_model_class.from_config(settings)
+    trim_vocabularies(tokenizer, model, *others)
+    return model
 
 
 def trim_vocabularies(tokenizer: Tokenizer, *models: PreTrainedModel) -> None:

@@ -28,7 +28,7 @@ from prunelle.losses import (
 )
 from prunelle.tasks import answers_questions, choices, problem_type
 from prunelle.tasks.choices import MULTI_LABEL, REGRESSION
-from prunelle.trainers.arguments import DistillationArguments
+from prunelle.trainers.arguments import DistillationArguments, PredictionArguments
 from prunelle.trainers.attention import SelfAttention, attends_by_products, catch, find_attention
 from prunelle.trainers.ensemble import Ensemble, class_names, members
 from prunelle.trainers.head import Head, Logits, find_head, summed_over_chunks
@@ -89,7 +89,7 @@ class Objective(nn.Module):
         self.needs_logits = any(term.needs_logits for term in terms.values())
         self.needs_hidden_states = any(term.needs_hidden_states for term in terms.values())
         self.looks_inside = self.needs_hidden_states or bool(teacher_attention)
-        self.everywhere = any(isinstance(term, SoftTargetTerm) and term.everywhere for term in terms.values())
+        self.everywhere = any(term.everywhere for term in terms.values())
 
     def move(self, progress: float) -> None:
         """Set the weights and the temperature that are scheduled to what they are when a share of the run is done."""
@@ -207,7 +207,7 @@ def build_objective(student: PreTrainedModel, teacher: nn.Module, arguments: Dis
     """
     teacher_head, ensemble = find_head(teacher), [teacher] if isinstance(teacher, Ensemble) else []
     teacher, *_ = members(teacher)
-    _check_same_classes(student, teacher, arguments)
+    check_same_classes(student, teacher, arguments)
     weights = {name: arguments.term_weights[name] for name in arguments.wanted_terms}
     ours: list[SelfAttention] = []
     theirs: list[SelfAttention] = []
@@ -245,7 +245,8 @@ def build_objective(student: PreTrainedModel, teacher: nn.Module, arguments: Dis
 
 
 def _soft_target(student: PreTrainedModel, arguments: DistillationArguments) -> Term:
-    temperature, kind, top_k = arguments.temperature, arguments.soft_target_loss, arguments.soft_target_top_k
+    kind: str = arguments.soft_target_loss
+    top_k = arguments.soft_target_top_k
     if arguments.teacher_cache and kind != "top_k" and _is_cut(student, arguments.teacher_cache_top_k):
         if kind != "forward_kl":
             raise InputError(
@@ -255,6 +256,16 @@ def _soft_target(student: PreTrainedModel, arguments: DistillationArguments) -> 
         kind, top_k = "top_k", arguments.teacher_cache_top_k
     if problem_type(student) == REGRESSION:  # a number has no distribution
         return SoftTargetTerm(LogitMSELoss(), everywhere=False, top_k=top_k)
+    return soft_target_term(arguments, kind, top_k)
+
+
+def soft_target_term(arguments: PredictionArguments, kind: str, top_k: int) -> SoftTargetTerm:
+    """The term of `--soft_target_loss kind`.
+
+    Args:
+        top_k: how many classes are kept apart, if it is `top_k`.
+    """
+    temperature = arguments.temperature
     weights = (arguments.decoupled_target_weight, arguments.decoupled_non_target_weight)
     losses: dict[str, Callable[[], nn.Module]] = {
         "forward_kl": lambda: SoftTargetLoss(temperature),
@@ -335,7 +346,12 @@ def _depth(model: PreTrainedModel) -> int:
     return getattr(config, decoder_depth(config) if config.is_encoder_decoder else "num_hidden_layers")
 
 
-def _check_same_classes(student: PreTrainedModel, teacher: PreTrainedModel, arguments: DistillationArguments) -> None:
+def check_same_classes(student: PreTrainedModel, teacher: PreTrainedModel, arguments: PredictionArguments) -> None:
+    """See that what the two predict can be compared.
+
+    Raises:
+        InputError: They have other vocabularies, classes or first tokens; or too few classes for the top k.
+    """
     ours, theirs = student.config, teacher.config
     if ours.vocab_size != theirs.vocab_size:
         raise InputError(

@@ -77,6 +77,8 @@ class Term(nn.Module):
     needs_teacher = True
     needs_logits = False
     needs_hidden_states = False
+    # Whether logits are needed at all attended tokens, and not at the labelled ones alone.
+    everywhere = False
     # (teacher, student) numbers of the layers whose queries, keys and values are needed.
     vector_pairs: Sequence[tuple[int, int]] = ()
 

@@ -21,6 +21,7 @@ COMMANDS = {
     "distill": "train a student to predict what its teacher predicts, and export it",
     "prune": "set the weights that matter least to zero while a model trains, alone or with a teacher",
     "qat": "train a model to predict with int8 weights and inputs as it does without, and export it",
+    "mutual": "train two or more models on the labels and on one another's predictions, and export the best",
     "finetune": "train a model, such as a teacher, on labels alone",
     "run": "carry out a recipe of several of these, and go on where it was cut off",
     "export": "write a checkpoint as ONNX in several precisions, and show what that does to its predictions",
