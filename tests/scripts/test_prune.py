@@ -79,6 +79,7 @@ def test_a_model_is_pruned_on_labels_alone(sound: dict[str, str], tmp_path: Path
     assert record["methods"] == ["prune"]
     assert len(set(record["density"].values())) > 12
     assert [file.name for file in (tmp_path / "run").glob("*.safetensors")] == ["model_sparse.safetensors"]
+    assert "prunelle.from_pretrained(" in (tmp_path / "run" / "README.md").read_text()
     model = from_pretrained(str(tmp_path / "run"))
     for name, density in record["density"].items():
         weight = model.get_parameter(name)

@@ -18,8 +18,6 @@ from transformers import PreTrainedModel
 from prunelle.compression.pruning import CubicSchedule, Pruning, keep_highest
 from prunelle.compression.pruning.masks import LearnedMask
 
-pytest.importorskip("nn_pruning")
-
 SIZES = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
 BATCH = {"input_ids": torch.arange(4, 28).view(2, 12), "attention_mask": torch.ones(2, 12, dtype=torch.long)}
 ATTENTION = ["*.attention.*"]
