@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 # Logits in a chunk: enough for a matrix product to be worth its while, few enough for a dozen such tensors to be
 # small beside a model.
-CHUNK = {"cpu": 2**22, "cuda": 2**26}
+CHUNK = {"cpu": 2**20, "cuda": 2**26}
 
 
 @dataclass(frozen=True)
