@@ -14,13 +14,11 @@ over the rounds of its time divided by that of the round's dense step.
 import argparse
 import copy
 import json
-import random
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from interleaved import ratios_to_dense
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -69,24 +67,7 @@ def main() -> None:
         steps[name] = step_of(model)
     steps["torchao"] = step_of(patch_by_torchao(copy.deepcopy(dense)))
 
-    clock = time.process_time if options.cpu_time else time.perf_counter
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(-3, options.rounds):
-        for name in random.sample(list(steps), len(steps)):
-            begin = clock()
-            steps[name]()
-            if options.device != "cpu":
-                torch.cuda.synchronize()
-            if number >= 0:
-                times[name].append(clock() - begin)
-    for name, taken in times.items():
-        quarters = [f"{1000 * quarter:.0f}" for quarter in statistics.quantiles(taken)]
-        print(f"{name:32} {quarters[1]:>5} ms  (half of the steps: {quarters[0]} to {quarters[2]})")
-    ratios = {
-        name: statistics.median(a / b for a, b in zip(taken, times["dense"], strict=True))
-        for name, taken in times.items()
-        if name != "dense"
-    }
+    ratios = ratios_to_dense(steps, options.rounds, options.cpu_time, options.device)
     print(json.dumps({name: round(ratio, 3) for name, ratio in ratios.items()}))
 
 

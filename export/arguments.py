@@ -85,6 +85,7 @@ class ExportArguments:
 class ExportDataArguments(DataArguments):
     """The data of `DataArguments`, of which nothing must be given and a file to evaluate on is enough."""
 
+    # Wider than the base's, where a task is always named: here the checkpoint may name it.
     task: TaskName | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "By default what the model's head is for."}
     )

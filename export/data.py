@@ -32,6 +32,7 @@ def task_of(checkpoint: Checkpoint, data: ExportDataArguments, seed: int) -> Tas
     if not data.is_given:
         return None
     _check_length(checkpoint, data)
+    # The checkpoint's word is a plain str; TASKS and the problem types are looked up by it.
     data.task = checkpoint.task  # type: ignore[assignment]
     if checkpoint.task == "text-classification" and (problem := problem_type(checkpoint.model)) is not None:
         data.problem_type = problem  # type: ignore[assignment]

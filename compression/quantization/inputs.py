@@ -77,13 +77,13 @@ class StaticInput(FakeQuantizer):
 def quantize_inputs(module: nn.Module, quantizer: FakeQuantizer) -> None:
     """Has a module see its input as the quantizer leaves it. The quantizer becomes a part of the module."""
     module.add_module(NAME, quantizer)
-    quantizer.hook = module.register_forward_pre_hook(_round_input)  # type: ignore[assignment]
+    quantizer.hook = module.register_forward_pre_hook(_round_input)
 
 
 def release_inputs(module: nn.Module) -> None:
     """Undoes `quantize_inputs`, if it has been done."""
     if isinstance(quantizer := getattr(module, NAME, None), FakeQuantizer):
-        quantizer.hook.remove()  # type: ignore[operator, union-attr]
+        quantizer.hook.remove()
         delattr(module, NAME)
 
 

@@ -37,7 +37,7 @@ def load_packed(file: Path) -> dict[str, Tensor]:
     """The state dict of the model that `save_packed` was given, bit for bit."""
     with safe_open(file, "pt") as opened:
         metadata = opened.metadata()
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no dict)
     bits = int(metadata["bits"])
     for name, shape in json.loads(metadata["packed"]).items():
         codes, scale = tensors.pop(f"{name}.codes"), tensors.pop(f"{name}.scale")

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
 
 from prunelle.compression.quantization.rounding import UINT8_MAX, round_all, scale_signs, uint8_grid
 
@@ -14,6 +15,7 @@ class FakeQuantizer(nn.Module):
     """What rounds a weight, or an input, while it is `enabled`."""
 
     enabled = True
+    hook: RemovableHandle  # of one that rounds inputs
 
 
 class Int8Weight(FakeQuantizer):
