@@ -13,26 +13,21 @@ import argparse
 import json
 import logging
 import random
-import statistics
 import tempfile
 import time
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset, Features, concatenate_datasets
+from sst2 import KD, TRAINING, Sentences, append, is_done, percentage, results, summary
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, set_seed
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, set_seed
 
 from prunelle.compression import student_from_layers
-from prunelle.tasks import DataArguments, TextClassification
 from prunelle.trainers import DistillationArguments, DistillationTrainer
 from prunelle.trainers.ensemble import Ensemble
 from prunelle.trainers.finetuning import trainer_data
 
-# Hinton's soft targets with a tenth of cross-entropy (arXiv:1503.02531); the others add to them or replace them.
-KD = {"soft_target_weight": 0.9, "hard_label_weight": 0.1, "hidden_cosine_weight": 0.0, "temperature": 2.0}
 NOTHING = {"soft_target_weight": 0.0, "hard_label_weight": 0.0, "hidden_cosine_weight": 0.0}
 FEATURES = {"hidden_mse_weight": 1.0, "embedding_weight": 1.0, "attention_weight": 1.0}
 METHODS: dict[str, list[dict[str, Any]]] = {  # stages, of equal length
@@ -65,48 +60,41 @@ def main() -> None:
     options = parser.parse_args()
     logging.disable(logging.INFO)
 
-    files = {f"{split}_file": str(options.data_dir / f"{split}.csv") for split in ("train", "validation", "test")}
-    task = TextClassification(DataArguments(**files), 0)
-    tokenizer = AutoTokenizer.from_pretrained(options.teachers[0])
-    teachers = [AutoModelForSequenceClassification.from_pretrained(folder) for folder in options.teachers]
-    if "ensemble" in options.methods and len(teachers) == 1:
+    sentences = Sentences(options.data_dir, options.teachers[0])
+    teacher = sentences.model
+    others = [AutoModelForSequenceClassification.from_pretrained(folder) for folder in options.teachers[1:]]
+    if "ensemble" in options.methods and not others:
         parser.error("an ensemble needs more than one of --teachers")
-    teacher = teachers[0]
-    task.adopt(teacher.config, options.teachers[0])
-    encoded = task.encode(tokenizer)
-    collate = task.collator(tokenizer, encoded)
-    expected = predict(teacher, encoded["test"], collate)
-    encoded |= unlabeled(task, tokenizer, encoded, options)
+    expected = sentences.predict(teacher, "test")
+    encoded = sentences.encoded | unlabeled(sentences, options)
     start = teacher
     if options.pretrained is not None:
         start = AutoModelForSequenceClassification.from_pretrained(options.pretrained, config=teacher.config)
 
     settings = {name: getattr(options, name) for name in ("steps", "learning_rate", "labels", "spans")}
     settings["start"] = "teacher" if options.pretrained is None else "pretrained"
-    settings["teacher"] = percentage(expected == torch.tensor(encoded["test"]["labels"]))
-    ensemble = Ensemble(teachers, temperature=KD["temperature"])
+    settings["teacher"] = sentences.accuracy(expected, "test")
+    ensemble = Ensemble([teacher, *others], temperature=KD["temperature"])
     for seed in options.seeds:
         for student in options.students:
             for method in options.methods:
                 run = {"student": student, "method": method, "seed": seed, **settings}
-                if any(run.items() <= done.items() for done in results(options.results_file)):
+                if is_done(run, options.results_file):
                     continue
                 started = time.perf_counter()
                 model = make_student(start, STUDENTS[student], seed)
                 rows = {
                     name: part for name, part in encoded.items() if (name, method) != ("unlabeled", "cross_entropy")
                 }
-                data = trainer_data(task, tokenizer, rows)
+                data = trainer_data(sentences.task, sentences.tokenizer, rows)
                 train(model, ensemble if method == "ensemble" else teacher, method, data, options, seed)
                 for split in ("validation", "test"):
-                    predicted = predict(model, encoded[split], collate)
-                    run[split] = percentage(predicted == torch.tensor(encoded[split]["labels"]))
+                    predicted = sentences.predict(model, split)
+                    run[split] = sentences.accuracy(predicted, split)
                 run["agreement"] = percentage(predicted == expected)
                 run["seconds"] = round(time.perf_counter() - started)
-                with options.results_file.open("a") as file:
-                    print(json.dumps(run), file=file)
-                print(json.dumps(run), flush=True)
-    print(json.dumps(summary(results(options.results_file))))
+                append(run, options.results_file)
+    print(json.dumps(summary(results(options.results_file), "student", SETTINGS, "method")))
 
 
 def make_student(teacher: PreTrainedModel, layers: list[int] | None, seed: int) -> PreTrainedModel:
@@ -139,34 +127,26 @@ def train(
                 hidden_projection=projection,
                 learning_rate=options.learning_rate,
                 max_steps=options.steps // len(stages),
-                per_device_train_batch_size=32,
-                per_device_eval_batch_size=64,
-                train_sampling_strategy="group_by_length",
-                warmup_steps=0.1,
-                weight_decay=0.01,
                 seed=seed * len(stages) + number,
-                save_strategy="no",
-                logging_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                dataloader_pin_memory=False,
+                **TRAINING,
             )
             DistillationTrainer(student, teacher, arguments, teacher_folders=options.teachers[:1], **data).train()
 
 
-def unlabeled(task: Any, tokenizer: Any, encoded: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+def unlabeled(sentences: Sentences, options: argparse.Namespace) -> dict[str, Any]:
     """The training split as it is to be: labelled rows, and unlabeled ones on which the teacher alone speaks.
 
     Spans of the sentences are the n-gram sampling of arXiv:1903.12136: text of the domain that costs nothing.
     """
-    train, parts = encoded["train"], []
+    train, parts = sentences.encoded["train"], []
     if options.labels is not None:
         parts.append(train.select(range(options.labels, len(train))))
         train = train.select(range(options.labels))
     if options.spans:
         generator = random.Random(0)
-        texts = [span(text, generator) for text in task.splits["train"]["text"] for _ in range(options.spans)]
-        encode = tokenizer(list(dict.fromkeys(texts)), truncation=True, max_length=task.arguments.max_seq_length)
+        texts = [span(text, generator) for text in sentences.task.splits["train"]["text"] for _ in range(options.spans)]
+        length = sentences.task.arguments.max_seq_length
+        encode = sentences.tokenizer(list(dict.fromkeys(texts)), truncation=True, max_length=length)
         parts.append(Dataset.from_dict({**encode, "labels": [0] * len(encode["input_ids"])}, features=train.features))
     if not parts:
         return {}
@@ -181,47 +161,6 @@ def span(text: str, generator: random.Random) -> str:
     words = text.split()
     first, last = sorted(generator.sample(range(len(words) + 1), 2)) if len(words) > 1 else (0, 1)
     return " ".join(words[first : max(last, first + 2)])
-
-
-@torch.inference_mode()
-def predict(model: PreTrainedModel, rows: Any, collate: Any) -> torch.Tensor:
-    """(rows,) the predicted classes; texts of like length share a batch."""
-    model.eval()
-    order = sorted(range(len(rows)), key=lambda row: len(rows[row]["input_ids"]))
-    predicted = torch.empty(len(rows), dtype=torch.long)
-    for start in range(0, len(order), 64):
-        chosen = order[start : start + 64]
-        batch = collate([rows[row] for row in chosen])
-        batch.pop("labels")
-        predicted[chosen] = model(**batch.to(model.device)).logits.argmax(-1).cpu()
-    return predicted
-
-
-def percentage(hits: torch.Tensor) -> float:
-    return round(100 * hits.double().mean().item(), 3)
-
-
-def results(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-
-
-def summary(runs: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
-    """[mean, standard deviation, number] of the test accuracy, by student and settings, and by method."""
-    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for run in runs:
-        settings = [f"{name} {run[name]}" for name in SETTINGS if run[name] is not None]
-        found[" ".join([run["student"], *settings])][run["method"]].append(run["test"])
-    return {
-        student: {
-            method: [
-                round(statistics.mean(values), 2),
-                round(statistics.stdev(values), 2) if len(values) > 1 else 0.0,
-                len(values),
-            ]
-            for method, values in methods.items()
-        }
-        for student, methods in found.items()
-    }
 
 
 if __name__ == "__main__":

@@ -1,0 +1,109 @@
+"""What the benchmarks on SST-2 share: its sentences, how a model is scored on them, and results that a stop leaves."""
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+
+from prunelle.tasks import DataArguments, TextClassification
+
+# Hinton's soft targets with a tenth of cross-entropy (arXiv:1503.02531).
+KD = {"soft_target_weight": 0.9, "hard_label_weight": 0.1, "hidden_cosine_weight": 0.0, "temperature": 2.0}
+TRAINING = {  # what all runs have in common
+    "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 64,
+    "train_sampling_strategy": "group_by_length",
+    "warmup_steps": 0.1,
+    "weight_decay": 0.01,
+    "save_strategy": "no",
+    "logging_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "dataloader_pin_memory": False,
+}
+
+
+class Sentences:
+    """SST-2 as a fine-tuned model reads it.
+
+    Args:
+        data_dir: With train.csv, validation.csv and test.csv.
+        folder: The model's checkpoint.
+    """
+
+    def __init__(self, data_dir: Path, folder: str) -> None:
+        files = {f"{split}_file": str(data_dir / f"{split}.csv") for split in ("train", "validation", "test")}
+        self.task = TextClassification(DataArguments(**files), 0)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.model = AutoModelForSequenceClassification.from_pretrained(folder)
+        self.task.adopt(self.model.config, folder)
+        self.encoded = self.task.encode(self.tokenizer)
+        self.collate = self.task.collator(self.tokenizer, self.encoded)
+
+    def predict(self, model: PreTrainedModel, split: str) -> torch.Tensor:
+        """(rows,) the predicted classes."""
+        return self.logits(model, split).argmax(-1)
+
+    @torch.inference_mode()
+    def logits(self, model: PreTrainedModel, split: str) -> torch.Tensor:
+        """(rows, classes); texts of like length share a batch."""
+        model.eval()
+        rows = self.encoded[split]
+        order = sorted(range(len(rows)), key=lambda row: len(rows[row]["input_ids"]))
+        found = torch.empty(len(rows), model.config.num_labels)
+        for start in range(0, len(order), 64):
+            chosen = order[start : start + 64]
+            batch = self.collate([rows[row] for row in chosen])
+            batch.pop("labels")
+            found[chosen] = model(**batch.to(model.device)).logits.float().cpu()
+        return found
+
+    def accuracy(self, predicted: torch.Tensor, split: str) -> float:
+        """In percent."""
+        return percentage(predicted == torch.tensor(self.encoded[split]["labels"]))
+
+
+def percentage(hits: torch.Tensor) -> float:
+    return round(100 * hits.double().mean().item(), 3)
+
+
+def is_done(run: dict[str, Any], file: Path) -> bool:
+    """Whether the file has the results of a run of these settings."""
+    return any(run.items() <= done.items() for done in results(file))
+
+
+def append(run: dict[str, Any], file: Path) -> None:
+    """Write and print a run's settings and results."""
+    with file.open("a") as lines:
+        print(json.dumps(run), file=lines)
+    print(json.dumps(run), flush=True)
+
+
+def results(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def summary(
+    runs: Iterable[dict[str, Any]], title: str, settings: Sequence[str], column: str
+) -> dict[str, dict[str, list[float]]]:
+    """[mean, standard deviation, number] of the test accuracy over the seeds, by title and settings, and by column."""
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        named = [f"{name} {run[name]}" for name in settings if run[name] is not None]
+        found[" ".join([run[title], *named])][str(run[column])].append(run["test"])
+    return {
+        row: {
+            cell: [
+                round(statistics.mean(values), 2),
+                round(statistics.stdev(values), 2) if len(values) > 1 else 0.0,
+                len(values),
+            ]
+            for cell, values in cells.items()
+        }
+        for row, cells in found.items()
+    }
