@@ -25,7 +25,7 @@ from prunelle.trainers import (
 from prunelle.trainers.distillation import check_pair
 from prunelle.trainers.finetuning import trainer_data
 from prunelle.trainers.models import check_length, load_or_start
-from prunelle.trainers.pruning import check_distillation_flags, load_dense_teacher
+from prunelle.trainers.pruning import check_distillation_flags, load_dense_teacher, prune_vocabularies
 from prunelle.trainers.quantization import QuantizedModelArguments, check_pruning_flags, leave_out_sensitive
 
 ARGUMENTS = (DataArguments, QuantizedModelArguments, DistillationArguments, QuantizationArguments, PruningArguments)
@@ -39,6 +39,7 @@ def main(argv: Sequence[str]) -> None:
     task = TASKS[data.task](data, arguments.seed)
     quantized = load_or_start(models.model_name_or_path, models.model_config, models.tokenizer_name_or_path, task)
     teacher = load_dense_teacher(models, quantized, task)
+    prune_vocabularies(pruning.prune_vocabulary, task, quantized, teacher)
     check_length(data, quantized.model)
     if (layers := models.layers()) is not None:
         quantized.model = student_from_layers(quantized.model, layers)
@@ -66,7 +67,7 @@ def main(argv: Sequence[str]) -> None:
         encoded,
         inputs["data_collator"],
         teacher,
-        models.teacher_name_or_path,
+        None if pruning.prune_vocabulary else models.teacher_name_or_path,
         plan,
         compact=pruning.compact if models.prune else None,
         methods=["distill"] * (teacher is not None) + ["prune"] * models.prune + ["quantize"],

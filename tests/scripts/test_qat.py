@@ -45,14 +45,20 @@ def test_a_trained_model_is_quantized_with_itself_as_teacher(sound: dict[str, st
     assert accuracy["onnx-int8"] > 0.9
 
 
-def test_distilled_pruned_and_quantized_in_one_run(sound: dict[str, str], tmp_path: Path) -> None:
-    """Prevents a shrunk model whose int8 file quantizes other modules, or that was not pruned before it was rounded."""
+def test_distilled_pruned_and_quantized_in_one_run(sound: dict[str, str], teacher: str, tmp_path: Path) -> None:
+    """Prevents a shrunk model whose int8 file quantizes other modules, or that was not pruned before it was rounded,
+    and a flag of the pruning that is not heeded."""
+    few = tmp_path / "few.csv"
+    few.write_text("sentence,label\nthe film was lovely,good\nthe film was dull,bad\na dull story,bad\n")
+    sound |= {"--train_file": str(few), "--validation_file": str(few), "--test_file": str(few)}
+    sound["--prune_vocabulary"] = "train"
     words = ["--student_layers", "0,3", "--prune", "true", "--structure", "heads", "ffn", "--density", "0.5"]
     assert qat(sound, *words, "--score", "magnitude", "--round_to", "1", "--max_steps", "8") == 0
     run = tmp_path / "run"
     record = json.loads((run / "compression.json").read_text())
     assert record["methods"] == ["distill", "prune", "quantize"]
     small = from_pretrained(run)
+    assert small.config.vocab_size < AutoModelForSequenceClassification.from_pretrained(teacher).config.vocab_size
     assert [tuple(layer.output.dense.weight.shape) for layer in small.bert.encoder.layer] == [(32, 32)] * 2
     operators = [node.op_type for node in onnx.load(run / "onnx" / "model_quantized.onnx").graph.node]
     assert operators.count("MatMulInteger") == len(record["quantization"]["linear"]) == 2 * 6 + 2
