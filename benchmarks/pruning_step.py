@@ -13,11 +13,9 @@ of each, the median over the rounds of its time divided by that of the round's d
 
 import argparse
 import copy
-import dataclasses
 import functools
 import json
 from collections.abc import Callable
-from unittest import mock
 
 import torch
 from interleaved import ratios_to_dense
@@ -25,6 +23,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from prunelle.compression.pruning import CubicSchedule, Pruning
+from prunelle.compression.pruning.nn_pruning_bridge import import_patch_coordinator
 
 DENSITY = 0.15
 SCHEDULE = CubicSchedule(0.05, 0.0, 0.0)
@@ -81,10 +80,9 @@ def main() -> None:
 
 def patch_by_nn_pruning(model: nn.Module, name: str) -> Callable[[], Tensor | float]:
     """Masks a BERT's layers as nn_pruning does, in place; the penalty is the one that it puts on sigmoids."""
-    # On Python 3.11 and later its dataclasses are refused, as they have defaults that cannot be hashed.
-    with mock.patch("dataclasses.dataclass", functools.partial(dataclasses.dataclass, unsafe_hash=True)):
-        from nn_pruning.modules import masked_nn
+    import_patch_coordinator()
     from nn_pruning.model_structure import BertStructure
+    from nn_pruning.modules import masked_nn
     from nn_pruning.training_patcher import BertLinearModelPatcher, PatcherContext
 
     context = PatcherContext()

@@ -1,18 +1,20 @@
 """Loads any checkpoint, those included whose layers stock classes cannot build."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
+from prunelle.compression.pruning.nn_pruning_bridge import read_masked, say_pruned_heads
 from prunelle.compression.shapes import shaped_class
 from prunelle.compression.sparse import read_sparse
 from prunelle.errors import InputError, load_checkpoint_with
 
 
 def from_pretrained(name_or_path: str, model_class: Any = None, **options: Any) -> Any:
-    """Loads a model, shrunk or not, its zeros stored or not.
+    """Loads a model, shrunk or not, its zeros stored or not, and what nn_pruning wrote: masked, or without some heads.
 
     Args:
         name_or_path: a checkpoint folder, or a model of the hub.
@@ -29,19 +31,22 @@ def from_pretrained(name_or_path: str, model_class: Any = None, **options: Any) 
     """
     config = options.pop("config", None) or load_checkpoint_with(AutoConfig.from_pretrained, str(name_or_path))
     stock = _stock_class(config, model_class, str(name_or_path))
-    load = partial(_load, shaped_class(stock, config))
-    loaded = load_checkpoint_with(load, str(name_or_path), config=config, **options)
+    loaded = load_checkpoint_with(partial(_load, stock), str(name_or_path), config=config, **options)
     model = loaded[0] if isinstance(loaded, tuple) else loaded
     model.__class__ = stock
     return loaded
 
 
-def _load(model_class: Any, name: str, **options: Any) -> Any:
+def _load(stock: type[PreTrainedModel], name: str, config: PreTrainedConfig, **options: Any) -> Any:
     """`from_pretrained`, told the weights where it would not find them."""
     weights = read_sparse(name)
     if weights is None:
-        return model_class.from_pretrained(name, **options)
-    loaded = model_class.from_pretrained(None, state_dict=weights, **options)
+        weights = read_masked(Path(name), config)
+    say_pruned_heads(config, stock)
+    model_class = shaped_class(stock, config)
+    if weights is None:
+        return model_class.from_pretrained(name, config=config, **options)
+    loaded = model_class.from_pretrained(None, config=config, state_dict=weights, **options)
     (loaded[0] if isinstance(loaded, tuple) else loaded).name_or_path = name
     return loaded
 

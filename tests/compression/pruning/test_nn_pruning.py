@@ -5,7 +5,8 @@ constructor.
 """
 
 import dataclasses
-import functools
+import json
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -15,8 +16,11 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
+import prunelle
 from prunelle.compression.pruning import CubicSchedule, Pruning, keep_highest
 from prunelle.compression.pruning.masks import LearnedMask
+from prunelle.compression.pruning.nn_pruning_bridge import import_patch_coordinator
+from prunelle.errors import InputError
 
 SIZES = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
 BATCH = {"input_ids": torch.arange(4, 28).view(2, 12), "attention_mask": torch.ones(2, 12, dtype=torch.long)}
@@ -35,18 +39,17 @@ def tiny() -> PreTrainedModel:
 
 
 def patched(options: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
-    """A model in nn_pruning's hands, with random scores (its own start, `mask_init`, is ignored), and its context."""
-    # On Python 3.11 and later its dataclasses are refused, as they have defaults that cannot be hashed.
-    with mock.patch("dataclasses.dataclass", functools.partial(dataclasses.dataclass, unsafe_hash=True)):
-        from nn_pruning.patch_coordinator import ModelPatchingCoordinator, SparseTrainingArguments
-    flags = SparseTrainingArguments(**options)
-    coordinator = ModelPatchingCoordinator(flags, "cpu", None, ["logits"], None)
+    """A model in nn_pruning's hands, with random scores (its own start, `mask_init`, is ignored); its coordinator."""
+    module = import_patch_coordinator()
+    coordinator = module.ModelPatchingCoordinator(
+        module.SparseTrainingArguments(**options), "cpu", None, ["logits"], None
+    )
     model = tiny()
     coordinator.patch_model(model)
     for name, parameter in model.eval().named_parameters():
         if "mask_scores" in name:
             nn.init.normal_(parameter)
-    return model, coordinator.patcher_context
+    return model, coordinator
 
 
 def scores_of(masked: Any) -> nn.Parameter:
@@ -120,7 +123,7 @@ WAYS: dict[str, tuple[dict[str, Any], list[tuple[str, list[str]]]]] = {
 def test_movement_leads_to_the_same_masks(way: str) -> None:
     """Prevents scores that learn otherwise than published: masks and biases after steps of training are the same."""
     options, structures = WAYS[way]
-    theirs, context = patched(options)
+    theirs, coordinator = patched(options)
     methods = [pruning(0.25, structure, patterns) for structure, patterns in structures]
     ours = attach(theirs, methods)
     at_first = [group.learned.detach().clone() for method in methods for group in method.groups]
@@ -128,7 +131,7 @@ def test_movement_leads_to_the_same_masks(way: str) -> None:
     for progress in (0.0, 0.1, 0.2, 0.3, 1.0):
         # nn_pruning rounds the number of units that it keeps down: these shares need no rounding.
         density = {0.0: 1.0, 1.0: 0.25}.get(progress, 0.75)
-        context.set_context_data("threshold", density)
+        coordinator.patcher_context.set_context_data("threshold", density)
         for method in methods:
             with mock.patch.object(CubicSchedule, "at", lambda *_, density=density: density):
                 method.step(progress)
@@ -145,8 +148,9 @@ def test_movement_leads_to_the_same_masks(way: str) -> None:
 @pytest.mark.parametrize("method", ["threshold", "sigmoied_threshold"])
 def test_a_threshold_leaves_the_same_masks_as_its_density(method: str) -> None:
     """Prevents soft movement from being another method than the published one."""
-    theirs, context = patched({"dense_pruning_method": method, "attention_pruning_method": method, "bias_mask": False})
-    context.set_context_data("threshold", 0.1 if method == "threshold" else 0.55)
+    options = {"dense_pruning_method": method, "attention_pruning_method": method, "bias_mask": False}
+    theirs, coordinator = patched(options)
+    coordinator.patcher_context.set_context_data("threshold", 0.1 if method == "threshold" else 0.55)
     masked = [module for module in theirs.modules() if type(module).__name__ == "MaskedLinear"]
     kept = sum(int((module.get_masked_weights_bias()[0] != 0).sum()) for module in masked)
     total = sum(module.weight.numel() for module in masked)
@@ -160,8 +164,8 @@ def test_a_threshold_leaves_the_same_masks_as_its_density(method: str) -> None:
 def test_a_pattern_is_the_same() -> None:
     """Prevents 2:4 masks that lie along the outputs."""
     flags = {"dense_pruning_method": "disabled", "attention_pruning_method": "disabled", "bias_mask": False}
-    theirs, context = patched(flags | {"ampere_pruning_method": "sigmoied_threshold"})
-    context.set_context_data_dict({"threshold": 0.5, "ampere_temperature": 0.5})
+    theirs, coordinator = patched(flags | {"ampere_pruning_method": "sigmoied_threshold"})
+    coordinator.patcher_context.set_context_data_dict({"threshold": 0.5, "ampere_temperature": 0.5})
     method = Pruning(CubicSchedule(0.5, 0.0, 0.0), structure="2:4")
     ours = attach(theirs, [method])
     method.step(1.0)
@@ -178,3 +182,114 @@ def test_magnitudes_leave_the_same_masks() -> None:
     for name, mask in method.masks.items():
         weight = model.get_submodule(name.removesuffix(".weight")).parametrizations.weight.original
         assert torch.equal(mask.mask, MagnitudeBinarizer.apply(weight.detach(), 0.25))
+
+
+# Runs whose checkpoints are to be read: its `SparseTrainingArguments`, beyond the defaults.
+RUNS: dict[str, dict[str, Any]] = {
+    "single weights": {"final_threshold": 0.3},
+    "biases that stay": {"final_threshold": 0.1, "bias_mask": False},
+    "blocks, other ones for the attention output": {
+        "attention_block_rows": 8,
+        "attention_block_cols": 2,
+        "attention_output_with_dense": False,
+        "dense_block_cols": 4,
+    },
+    "the published hybrid": {
+        "attention_pruning_method": "sigmoied_threshold",
+        "attention_block_rows": 4,
+        "attention_block_cols": 4,
+        "dense_pruning_method": "sigmoied_threshold:1d_alt",
+        "final_threshold": 0.4,
+    },
+    "a threshold that nothing reaches": {
+        "attention_pruning_method": "sigmoied_threshold",
+        "dense_pruning_method": "threshold",
+        "final_threshold": 0.999,
+        "linear_min_parameters": 0.1,
+    },
+    "rows times columns": {"dense_pruning_method": "topK:1d", "final_threshold": 0.2},
+    "gates": {"attention_pruning_method": "l0", "dense_pruning_method": "l0"},
+    "a pattern along the inputs": {"ampere_pruning_method": "sigmoied_threshold", "attention_block_rows": 4},
+    "a pattern along the outputs": {
+        "ampere_pruning_method": "annealing",
+        "attention_pruning_method": "disabled",
+        "dense_pruning_method": "disabled",
+    },
+    "activations that became ReLUs": {"gelu_patch": True},
+}
+
+
+def save(model: PreTrainedModel, coordinator: Any, folder: Path) -> None:
+    """As its trainer does with transformers 4."""
+    folder.mkdir(exist_ok=True)
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    (folder / "sparse_args.json").write_text(json.dumps(dataclasses.asdict(coordinator.sparse_args)))
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_masked_checkpoint_is_read(run: str, tmp_path: Path) -> None:
+    """Prevents a checkpoint from coming back dense, since stock classes pass over the scores that they do not know."""
+    theirs, coordinator = patched(RUNS[run])
+    coordinator.schedule_threshold(training=False)
+    save(theirs, coordinator, tmp_path)
+    ours, loading = prunelle.from_pretrained(str(tmp_path), output_loading_info=True)
+    assert not any(loading.values()), loading
+    with torch.no_grad():
+        assert torch.equal(ours(**BATCH).logits, theirs(**BATCH).logits)
+    ours.save_pretrained(tmp_path / "again")
+    stock = type(ours).from_pretrained(tmp_path / "again")
+    assert torch.equal(stock(**BATCH).logits, ours(**BATCH).logits)
+
+
+def test_a_compiled_checkpoint_is_read(tmp_path: Path) -> None:
+    """Prevents heads that are counted wrong: its compiler takes them out, and the configuration alone says which."""
+    theirs, coordinator = patched(RUNS["the published hybrid"])
+    coordinator.schedule_threshold(training=False)
+    with torch.no_grad():
+        for name, scores in theirs.named_parameters():
+            if ".self." in name and name.endswith("mask_scores"):
+                scores.fill_(1.0)
+                if ".value." in name:
+                    scores[[1, 3] if "layer.0" in name else [0]] = -1.0
+        logits = theirs(**BATCH).logits
+    with mock.patch.object(type(theirs), "prune_heads", prune_heads, create=True):
+        assert coordinator.compile_model(theirs) == (3, 8)
+        torch.testing.assert_close(theirs(**BATCH).logits, logits)
+    save(theirs, coordinator, tmp_path)
+    ours = prunelle.from_pretrained(str(tmp_path))
+    assert [shape["heads"] for shape in ours.config.layer_shapes] == [[0, 2], [1, 2, 3]]
+    assert torch.equal(ours(**BATCH).logits, theirs(**BATCH).logits)
+    ours.save_pretrained(tmp_path / "again")
+    again = prunelle.from_pretrained(str(tmp_path / "again"))
+    assert torch.equal(again(**BATCH).logits, ours(**BATCH).logits)
+
+
+def prune_heads(model: PreTrainedModel, heads: dict[int, list[int]]) -> None:
+    """What transformers before 5 had for models."""
+    model.config.pruned_heads = heads
+    for number, gone in heads.items():
+        attention = model.bert.encoder.layer[number].attention
+        size = attention.self.attention_head_size
+        kept = [place for place in range(model.config.hidden_size) if place // size not in gone]
+        for linear in (attention.self.query, attention.self.key, attention.self.value):
+            linear.weight, linear.bias = nn.Parameter(linear.weight[kept]), nn.Parameter(linear.bias[kept])
+        attention.output.dense.weight = nn.Parameter(attention.output.dense.weight[:, kept])
+        attention.self.num_attention_heads -= len(gone)
+        attention.self.all_head_size = len(kept)
+
+
+def test_scores_that_nobody_can_read_are_refused(tmp_path: Path) -> None:
+    """Prevents a guess at how they become masks."""
+    save(*patched({}), tmp_path)
+    file = tmp_path / "sparse_args.json"
+    file.write_text(json.dumps({"rewind_model_name_or_path": "somewhere"}))
+    with pytest.raises(InputError, match="kept the heads of somewhere, whatever"):
+        prunelle.from_pretrained(str(tmp_path))
+    file.write_text(json.dumps({"final_treshold": 0.1}))
+    with pytest.raises(InputError, match="final_treshold, which is none of nn_pruning's"):
+        prunelle.from_pretrained(str(tmp_path))
+    file.unlink()
+    with pytest.raises(InputError, match="no sparse_args"):
+        prunelle.from_pretrained(str(tmp_path))
