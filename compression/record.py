@@ -29,14 +29,27 @@ def write_record(folder: Path, **entries: Any) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     record = {**entries, "versions": versions()}
-    text = json.dumps(record, indent=2, ensure_ascii=False, default=str)
-    (folder / RECORD_NAME).write_text(text + "\n", encoding="utf-8")
+    (folder / RECORD_NAME).write_text(as_text(record), encoding="utf-8")
+
+
+def as_text(record: dict[str, Any]) -> str:
+    """What stands in the file."""
+    return json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n"
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
     """The record of a folder, or None where there is none."""
     file = folder / RECORD_NAME
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def without_folders(value: Any) -> Any:
+    """What JSON can hold, with no more of a path from the root than its last part: the rest is this machine's own."""
+    if isinstance(value, dict):
+        return {name: without_folders(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [without_folders(each) for each in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def versions() -> dict[str, str]:

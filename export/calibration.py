@@ -75,7 +75,7 @@ def activation_ranges(proto: ModelProto, names: Sequence[str], batches: Sequence
         method: one of the three.
     """
     ends = np.array([(np.inf, -np.inf)] * len(names))
-    for tensors in _run(proto, names, batches):
+    for tensors in tensors_within(proto, names, batches):
         ends[:, 0] = np.minimum(ends[:, 0], [tensor.min() for tensor in tensors])
         ends[:, 1] = np.maximum(ends[:, 1], [tensor.max() for tensor in tensors])
     seen = [(float(low), float(high)) for low, high in ends]
@@ -85,7 +85,7 @@ def activation_ranges(proto: ModelProto, names: Sequence[str], batches: Sequence
     by_distance = method == "entropy"
     spans = [(0.0, max(-low, high)) if by_distance else (low, high) for low, high in seen]
     counts = np.zeros((len(names), BINS))
-    for tensors in _run(proto, names, batches):
+    for tensors in tensors_within(proto, names, batches):
         for row, tensor, span in zip(counts, tensors, spans, strict=True):
             row += np.histogram(np.abs(tensor) if by_distance else tensor, BINS, span)[0]
     if not by_distance:
@@ -128,11 +128,13 @@ def _divergence(counts: Counts, approximation: Counts) -> float:
     return float((p * np.log(p / np.maximum(q, 1e-9))).sum())
 
 
-def _run(proto: ModelProto, names: Sequence[str], batches: Sequence[Batch]) -> Iterator[list[NDArray[np.float32]]]:
-    """The named tensors for each batch."""
+def tensors_within(
+    proto: ModelProto, names: Sequence[str], batches: Sequence[Batch]
+) -> Iterator[list[NDArray[np.float32]]]:
+    """The named float tensors of a model for each batch."""
     shown = ModelProto()
     shown.CopyFrom(proto)
-    for name in names:
+    for name in set(names) - {tensor.name for tensor in proto.graph.output}:
         shown.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from prunelle.compression.record import RECORD_NAME, read_record
+from prunelle.compression.record import RECORD_NAME, read_record, without_folders
 from prunelle.compression.sparse import SPARSE_NAME
 from prunelle.export.checkpoint import HEADS
 from prunelle.export.files import published_when_done
@@ -91,7 +91,7 @@ class Card:
             *self._measured(),
             "## How it was made",
             f"What `{RECORD_NAME}` says in full, with versions and logs:",
-            _code("yaml", yaml.safe_dump(_without_folders(self.recipe), sort_keys=False, allow_unicode=True)),
+            _code("yaml", yaml.safe_dump(without_folders(self.recipe), sort_keys=False, allow_unicode=True)),
             "## How to run it",
             *self._clients(),
         ]
@@ -263,17 +263,6 @@ def _is_on_the_hub(name: str) -> bool:
     except HFValidationError:
         return False
     return not Path(name).suffix and not Path(name).exists()
-
-
-def _without_folders(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe with no more of a path from the root than its last part: the rest is this machine's own."""
-
-    def shortened(value: Any) -> Any:
-        if isinstance(value, list):
-            return [shortened(each) for each in value]
-        return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-
-    return {name: shortened(value) for name, value in recipe.items()}
 
 
 def _code(language: str, text: str) -> str:

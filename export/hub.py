@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.utils import DEFAULT_IGNORE_PATTERNS, filter_repo_objects
 
+from prunelle.compression.record import RECORD_NAME, as_text, read_record, without_folders
 from prunelle.errors import InputError
 
 # Checkpoints to resume from, logs, and files that are not whole.
-LEFT_OUT = ["checkpoint-*/**", "runs/**", ".unfinished-*/**", "_*"]
+LEFT_OUT = ["checkpoint-*/**", "runs/**", ".unfinished-*/**", "_*", *DEFAULT_IGNORE_PATTERNS]
 
 
 def repository_of(arguments: Any) -> str | None:
@@ -35,13 +37,25 @@ def repository_of(arguments: Any) -> str | None:
 
 
 def upload(folder: Path, repository: str | None, arguments: Any) -> None:
-    """Put a folder into a repository, if there is one, as one commit, without what only its own machine needs."""
+    """Put a folder into a repository, if there is one, as one commit, without what only its own machine needs.
+
+    The records keep no more of this machine's paths than their last parts; here they name what was read.
+    """
     if repository is None:
         return
-    HfApi(token=arguments.hub_token).upload_folder(
+    files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    HfApi(token=arguments.hub_token).create_commit(
         repo_id=repository,
-        folder_path=folder,
+        operations=[
+            CommitOperationAdd(name, _content(files[name]))
+            for name in filter_repo_objects(files, ignore_patterns=LEFT_OUT)
+        ],
         commit_message="Made with Prunelle",
         revision=arguments.hub_revision,
-        ignore_patterns=LEFT_OUT,
     )
+
+
+def _content(file: Path) -> Path | bytes:
+    if file.name != RECORD_NAME:
+        return file
+    return as_text(without_folders(read_record(file.parent))).encode()

@@ -16,6 +16,7 @@ from torch import nn
 
 from prunelle.export.files import published_when_done
 from prunelle.export.inference import ExportError, LogitsOnly, deployed, model_input_names, output_names
+from prunelle.export.origin import remove_stacks
 from prunelle.export.verification import verify_onnx
 
 # From this opset on attention is one standard operator. Below it becomes a chain of Where, IsNaN, Softmax
@@ -50,7 +51,7 @@ def export_onnx(
 
     Raises:
         ExportError: the model cannot be traced, or the file's logits differ from the model's by more than
-            `verification.tolerance`.
+            `divergence.tolerance`.
     """
     usable = model_input_names(model)
     names = usable if input_names is None else tuple(name for name in usable if name in input_names)
@@ -58,6 +59,7 @@ def export_onnx(
     with deployed(model), _fused_attention(model):
         proto = _trace(model, names, opset_version)
         _store_tied_weights_once(proto)
+        remove_stacks(proto)
         with published_when_done(output_file) as unfinished:
             save_checked(proto, unfinished)
             verify_onnx(model, unfinished)

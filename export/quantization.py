@@ -1,6 +1,5 @@
 """A float32 ONNX file to one with weights of 8 or 4 bits."""
 
-import ast
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from prunelle.export.calibration import activation_ranges
 from prunelle.export.files import published_when_done
 from prunelle.export.inference import ExportError
 from prunelle.export.onnx import save_checked
+from prunelle.export.origin import module_of
 from prunelle.export.qdq import uint8_grid, write_qdq
 from prunelle.export.runner import Batch
 
@@ -200,7 +200,7 @@ def _linear(proto: ModelProto, plan: QuantizationPlan | None) -> dict[str, str]:
     stored = {tensor.name for tensor in proto.graph.initializer}
     nodes = [node for node in proto.graph.node if node.op_type in LINEAR_OPERATORS and node.input[1] in stored]
     found = {
-        f"{node.name}_MatMul" if node.op_type == "Gemm" else node.name: _module(node) or node.name for node in nodes
+        f"{node.name}_MatMul" if node.op_type == "Gemm" else node.name: module_of(node) or node.name for node in nodes
     }
     ONNXModel(proto).replace_gemm_with_matmul()
     if plan is None:
@@ -220,12 +220,12 @@ def _tables(proto: ModelProto, plan: QuantizationPlan | None) -> dict[str, str]:
     tables = {tensor.name for tensor in proto.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
     nodes = [node for node in proto.graph.node if node.op_type in EMBEDDING_OPERATORS and node.input[0] in tables]
     if plan is not None:
-        nodes = [node for node in nodes if _module(node) in plan.tables]
+        nodes = [node for node in nodes if module_of(node) in plan.tables]
     if plan is not None and plan.embeddings == "row":
         for node in nodes:
             _quantize_rows(proto, node)
         return {}
-    return {node.name: _module(node) or node.name for node in nodes}
+    return {node.name: module_of(node) or node.name for node in nodes}
 
 
 def _quantize_rows(proto: ModelProto, node: NodeProto) -> None:
@@ -251,14 +251,6 @@ def _quantize_rows(proto: ModelProto, node: NodeProto) -> None:
         )
     ):
         graph.node.insert(place, made)
-
-
-def _module(node: NodeProto) -> str:
-    """The qualified name of the module that a node was traced in; empty where it was in none."""
-    scopes = next((entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"), "[]")
-    # From the outermost to the operation itself, below the wrapper that gives logits alone.
-    path = ast.literal_eval(scopes)
-    return path[-2].removeprefix("model.") if len(path) > 1 else ""
 
 
 def _untie_weights(proto: ModelProto) -> None:

@@ -10,19 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from prunelle.export.calibration import activation_ranges
+from prunelle.export.divergence import parting, tolerance
 from prunelle.export.inference import ExportError, deployed, maximum_length
-from prunelle.export.runner import Logits, OnnxRunner, TorchRunner
+from prunelle.export.runner import OnnxRunner, TorchRunner
 
 HALF_END = float(np.finfo(np.float16).max)
 FLOAT_END = float(np.finfo(np.float32).max)
-
-
-def tolerance(logits: Logits) -> float:
-    """The largest difference that rounding in float32 explains: 1e-4 of the largest logit, or of one.
-
-    A language model's logits reach 30 and more, and float32 rounds in proportion.
-    """
-    return 1e-4 * max(1.0, float(np.abs(logits).max(initial=0.0)))
 
 
 def verify_onnx(model: nn.Module, file: Path) -> None:
@@ -32,7 +25,8 @@ def verify_onnx(model: nn.Module, file: Path) -> None:
     causal mask that attends to nothing is undefined.
 
     Raises:
-        ExportError: at the first difference above `tolerance`, or at logits that are not finite.
+        ExportError: at the first difference above `tolerance`, or at logits that are not finite. It names the node at
+            which the two part.
     """
     onnx_runner = OnnxRunner(file, "the ONNX file", parameters=0)
     torch_runner = TorchRunner(model, "the PyTorch model")
@@ -46,7 +40,7 @@ def verify_onnx(model: nn.Module, file: Path) -> None:
             if not difference <= tolerance(reference):  # so written that NaN fails
                 raise ExportError(
                     f"the ONNX file's logits differ from PyTorch's by {difference:.1e} (allowed: "
-                    f"{tolerance(reference):.1e}) at {shape}"
+                    f"{tolerance(reference):.1e}) at {shape}; {parting(model, file, batch, attended)}"
                 )
 
 

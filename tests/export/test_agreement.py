@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2ForSequenceClassification, PreTrainedMo
 from prunelle.compression import bake
 from prunelle.compression.quantization import Quantization, QuantizationPlan
 from prunelle.export import ExportError, export_variants, quantize_dynamic, quantize_int4, quantize_static
-from prunelle.export.quantization import _module
+from prunelle.export.origin import module_of
 from prunelle.export.variants import variant_of
 
 BATCH = {
@@ -89,7 +89,9 @@ def test_every_module_agrees_with_the_file(
     bake(model)
     fp32, quantized = export_variants(model, tmp_path, ("fp32", variant_of(plan)), plan=plan).values()
 
-    nodes = {_module(node): node for node in onnx.load(fp32).graph.node if node.op_type in ("MatMul", "Gemm", "Gather")}
+    nodes = {
+        module_of(node): node for node in onnx.load(fp32).graph.node if node.op_type in ("MatMul", "Gemm", "Gather")
+    }
     outputs = [nodes[name].output[0] for name in kept]
     tensors = computed(quantized, [*(nodes[name].input[0] for name in plan.linear), *outputs])
     for name, (module, quantizer, weight) in kept.items():
