@@ -23,9 +23,9 @@ from prunelle.trainers.finetuning import trainer_data
 from prunelle.trainers.models import check_length, load_or_start
 from prunelle.trainers.pruning import (
     PrunedModelArguments,
-    check_distillation_flags,
     load_dense_teacher,
     prune_vocabularies,
+    settle_distillation,
 )
 
 ARGUMENTS = (DataArguments, PrunedModelArguments, DistillationArguments, PruningArguments)
@@ -33,7 +33,7 @@ ARGUMENTS = (DataArguments, PrunedModelArguments, DistillationArguments, Pruning
 
 def main(argv: Sequence[str]) -> None:
     data, models, arguments, pruning, recipe = parse(argv, *ARGUMENTS, description=__doc__)
-    check_distillation_flags(models, recipe)
+    settle_distillation(models, arguments, pruning, recipe)
     start(arguments, data)
     task = TASKS[data.task](data, arguments.seed)
     pruned = load_or_start(models.model_name_or_path, models.model_config, models.tokenizer_name_or_path, task)
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
         trainer = PruningTrainer(pruned.model, arguments, pruning, **inputs)
     else:
         check_pair(pruned.model, teacher.model, arguments)
-        methods = pruning.methods(arguments.seed)
+        methods = pruning.methods(arguments.seed, arguments.warmup_steps)
         folders = [str(models.teacher_name_or_path)]
         trainer = DistillationTrainer(pruned.model, teacher.model, arguments, methods, folders, **inputs)
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)

@@ -25,7 +25,7 @@ from prunelle.trainers import (
 from prunelle.trainers.distillation import check_pair
 from prunelle.trainers.finetuning import trainer_data
 from prunelle.trainers.models import check_length, load_or_start
-from prunelle.trainers.pruning import check_distillation_flags, load_dense_teacher, prune_vocabularies
+from prunelle.trainers.pruning import load_dense_teacher, prune_vocabularies, settle_distillation
 from prunelle.trainers.quantization import QuantizedModelArguments, check_pruning_flags, leave_out_sensitive
 
 ARGUMENTS = (DataArguments, QuantizedModelArguments, DistillationArguments, QuantizationArguments, PruningArguments)
@@ -33,7 +33,7 @@ ARGUMENTS = (DataArguments, QuantizedModelArguments, DistillationArguments, Quan
 
 def main(argv: Sequence[str]) -> None:
     data, models, arguments, quantization, pruning, recipe = parse(argv, *ARGUMENTS, description=__doc__)
-    check_distillation_flags(models, recipe)
+    settle_distillation(models, arguments, pruning, recipe)
     check_pruning_flags(models, pruning, recipe)
     start(arguments, data)
     task = TASKS[data.task](data, arguments.seed)
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     examples = DataLoader(encoded["validation"], arguments.eval_batch_size, collate_fn=inputs["data_collator"])
     quantization = leave_out_sensitive(quantization, quantized.model, examples, Path(str(arguments.output_dir)))
     method = quantization.method()
-    methods = [*(pruning.methods(arguments.seed) if models.prune else []), method]
+    methods = [*(pruning.methods(arguments.seed, arguments.warmup_steps) if models.prune else []), method]
     if teacher is None:
         trainer = CompressionTrainer(quantized.model, arguments, methods, **inputs)
     else:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal
 
 from datasets import IterableDataset
@@ -22,6 +23,7 @@ from prunelle.compression.pruning import (
     remove_layers,
     shrink,
 )
+from prunelle.compression.pruning.nn_pruning_bridge import SparseArguments, methods_of, read_arguments
 from prunelle.compression.pruning.unit_masks import LEARNED
 from prunelle.errors import InputError
 from prunelle.tasks import Task
@@ -30,6 +32,9 @@ from prunelle.trainers.compression import CompressionTrainer
 from prunelle.trainers.models import LoadedModel, ModelArguments, load_model
 
 logger = logging.getLogger(__name__)
+
+# Flags of what is done beside the pruning itself.
+_AFTER_PRUNING = ("prune_vocabulary", "shrink", "save_sparse", "round_to")
 
 
 @dataclass
@@ -142,7 +147,22 @@ class PruningArguments:
         },
     )
 
+    nn_pruning_config: str | None = field(
+        default=None,
+        metadata={
+            "help": "A JSON file of nn_pruning's SparseTrainingArguments, which then say what is pruned, how and when, "
+            "and what is distilled; its warm-ups count in --warmup_steps. No other flag may say so."
+        },
+    )
+
     def __post_init__(self) -> None:
+        self.nn_pruning: SparseArguments | None = None
+        if self.nn_pruning_config is not None:
+            usual, still_open = PruningArguments(), ("nn_pruning_config", *_AFTER_PRUNING)
+            said = [f.name for f in fields(self) if getattr(self, f.name) != getattr(usual, f.name)]
+            if twice := [name for name in said if name not in still_open]:
+                raise InputError(f"--nn_pruning_config says what is pruned: leave out --{twice[0]}, or the file")
+            self.nn_pruning = read_arguments(Path(self.nn_pruning_config))
         if self.score_penalty is not None and not 0 <= self.score_penalty < float("inf"):
             raise InputError(f"--score_penalty {self.score_penalty} must not be negative")
         if not 0 < self.score_learning_rate < float("inf"):
@@ -167,13 +187,20 @@ class PruningArguments:
         if self.round_to < 1:
             raise InputError(f"--round_to {self.round_to} must be at least 1")
         if self.shrink is None:
-            self.shrink = not set(SHARED).isdisjoint(self.structure)
+            self.shrink = not set(SHARED).isdisjoint(self.structure) or self.nn_pruning is not None
         if len(self.density) not in (1, len(self.structure)):
             raise InputError(f"--density has {len(self.density)} values and --structure {len(self.structure)}")
         self.methods(seed=0)
 
-    def methods(self, seed: int) -> list[CompressionMethod]:
-        """What the flags describe: a method for each structure, one that rewinds, one that replaces activations."""
+    def methods(self, seed: int, warmup_steps: float = 0.0) -> list[CompressionMethod]:
+        """What the flags describe: a method for each structure, one that rewinds, one that replaces activations.
+
+        Args:
+            seed: Of random scores and of noise.
+            warmup_steps: Of `transformers.TrainingArguments`; nn_pruning's schedules count in them.
+        """
+        if self.nn_pruning is not None:
+            return methods_of(self.nn_pruning, warmup_steps)
         densities = self.density if len(self.density) > 1 else self.density * len(self.structure)
         methods: list[CompressionMethod] = [
             Pruning(
@@ -224,15 +251,28 @@ class PrunedModelArguments(ModelArguments):
     )
 
 
-def check_distillation_flags(models: PrunedModelArguments, given: Mapping[str, Any]) -> None:
-    """See that flags of a distillation have a teacher.
+def settle_distillation(
+    models: PrunedModelArguments, arguments: DistillationArguments, pruning: PruningArguments, given: Mapping[str, Any]
+) -> None:
+    """Take up, in place, the teacher that nn_pruning's arguments name, where flags do not name another.
 
     Args:
         given: What was given beyond the defaults, as `prunelle.cli.parse` says.
 
     Raises:
-        InputError: They have none.
+        InputError: There are flags of a distillation, and no teacher.
     """
+    sparse = pruning.nn_pruning
+    if sparse is not None and sparse.distil_teacher_name_or_path is not None:
+        said = {
+            "soft_target_weight": sparse.distil_alpha_teacher,
+            "hard_label_weight": sparse.distil_alpha_ce,
+            "temperature": sparse.distil_temperature,
+            "hidden_cosine_weight": 0.0,
+        }
+        models.teacher_name_or_path = models.teacher_name_or_path or sparse.distil_teacher_name_or_path
+        for name in said.keys() - given.keys():
+            setattr(arguments, name, said[name])
     flags = {f.name for f in fields(DistillationArguments)} - {f.name for f in fields(FinetuningArguments)}
     if models.teacher_name_or_path is None and (idle := [f"--{name}" for name in given if name in flags]):
         raise InputError(f"without a teacher there is nothing to distil: give --teacher_name_or_path, or no {idle[0]}")
@@ -305,4 +345,4 @@ class PruningTrainer(CompressionTrainer):
         methods: Sequence[CompressionMethod] = (),
         **kwargs: Any,
     ) -> None:
-        super().__init__(model, args, [*pruning.methods(args.seed), *methods], **kwargs)
+        super().__init__(model, args, [*pruning.methods(args.seed, args.warmup_steps), *methods], **kwargs)

@@ -1,4 +1,4 @@
-"""nn_pruning understood: its checkpoints are read. Only here is known how it names things, and what of it is broken.
+"""nn_pruning understood: its arguments prune, and its checkpoints are read. Nothing else knows what of it is broken.
 
 It need not be installed. What of version 0.1.2 no longer works, on Python 3.11 or later with transformers 5:
 
@@ -14,7 +14,8 @@ It need not be installed. What of version 0.1.2 no longer works, on Python 3.11 
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,21 +23,30 @@ from unittest import mock
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from prunelle.compression.pruning.masks import HIGH, LOW
+from prunelle.compression.activations import GeluToRelu
+from prunelle.compression.anatomy import Layer, dissect
+from prunelle.compression.method import CompressionMethod
+from prunelle.compression.pruning.masks import HIGH, IS_OPEN, LOW
+from prunelle.compression.pruning.pruning import Pruning
+from prunelle.compression.pruning.schedule import OneShotSchedule
 from prunelle.compression.pruning.selection import keep_highest, keep_highest_in_rows
+from prunelle.compression.pruning.structures import UnitGroup, find_groups
 from prunelle.compression.shapes import layer_shapes
 from prunelle.errors import InputError
 
 ARGUMENTS_NAME = "sparse_args.json"
+PARTS = ("attention", "dense")  # What has arguments of its own. "dense" is all that is not attention.
 RUN = 4  # Of the weights in its ampere patterns, of which two stay.
 
 # What its masked modules call what they are masked by: their scores, one or two of them, and those of patterns.
 _MASKS = (".mask_module.", ".ampere_module.")
 _SCORES, _PATTERN = ".mask_module.context_modules.{}.mask_scores", ".ampere_module.context_module.mask_scores"
 _PATTERNS = ".ampere_module.ampere_pattern"
+
+_THRESHOLDS = ("threshold", "sigmoied_threshold")  # Methods whose threshold is one of scores.
 
 
 def import_patch_coordinator() -> Any:
@@ -78,7 +88,7 @@ def read_masked(folder: Path, config: PreTrainedConfig) -> dict[str, Tensor] | N
     if not (folder / ARGUMENTS_NAME).is_file():
         raise InputError(f"it holds scores of nn_pruning, and no {ARGUMENTS_NAME} that says how they become masks")
     # Runs of older versions do not say whether biases are masked, and then they are not.
-    arguments = _Arguments.read(folder / ARGUMENTS_NAME, bias_mask=False)
+    arguments = SparseArguments.read(folder / ARGUMENTS_NAME, bias_mask=False)
     if arguments.rewind_model_name_or_path is not None:
         raise InputError(f"its run kept the heads of {arguments.rewind_model_name_or_path}, whatever their scores")
     if arguments.gelu_patch:
@@ -93,7 +103,7 @@ def read_masked(folder: Path, config: PreTrainedConfig) -> dict[str, Tensor] | N
 
 
 @dataclasses.dataclass(frozen=True)
-class _Arguments:
+class SparseArguments:
     """Its `SparseTrainingArguments`, and their defaults."""
 
     mask_scores_learning_rate: float = 1e-2
@@ -132,7 +142,7 @@ class _Arguments:
     rewind_model_name_or_path: str | None = None
 
     @staticmethod
-    def read(file: Path, **defaults: Any) -> "_Arguments":
+    def read(file: Path, **defaults: Any) -> "SparseArguments":
         """What a file says, over the defaults.
 
         Raises:
@@ -144,21 +154,76 @@ class _Arguments:
             raise InputError(f"{file} is not JSON that can be read: {error}") from error
         if not isinstance(said, dict):
             raise InputError(f"{file} must be an object: nn_pruning's SparseTrainingArguments")
-        known = {field.name for field in dataclasses.fields(_Arguments)}
+        known = {field.name for field in dataclasses.fields(SparseArguments)}
         if unknown := sorted(said.keys() - known):
             raise InputError(f"{file} says {unknown[0]}, which is none of nn_pruning's SparseTrainingArguments")
-        return _Arguments(**(defaults | said))
+        return SparseArguments(**(defaults | said))
+
+    @property
+    def ways(self) -> dict[str, "_Way"]:
+        """How each of `PARTS` is pruned."""
+        return {
+            "attention": _Way.of(self.attention_pruning_method, self.attention_block_rows, self.attention_block_cols),
+            "dense": _Way.of(self.dense_pruning_method, self.dense_block_rows, self.dense_block_cols),
+        }
 
     def way_of(self, module: str) -> "_Way":
         """How a module is pruned, by its name in a BERT."""
-        is_output = module.endswith("attention.output.dense")
-        if module.endswith(("query", "key", "value")) or (is_output and not self.attention_output_with_dense):
-            method, blocks = self.attention_pruning_method, (self.attention_block_rows, self.attention_block_cols)
-            blocks = blocks[::-1] if is_output else blocks
-        else:
-            method, blocks = self.dense_pruning_method, (self.dense_block_rows, self.dense_block_cols)
-        method, _, submethod = method.partition(":")
-        return _Way(method, submethod or "default", blocks)
+        if module.endswith(("query", "key", "value")):
+            return self.ways["attention"]
+        if module.endswith("attention.output.dense") and not self.attention_output_with_dense:
+            way = self.ways["attention"]
+            return dataclasses.replace(way, blocks=way.blocks[::-1])
+        return self.ways["dense"]
+
+    def reason_against(self) -> str | None:
+        """Why no run here can follow them."""
+        ways = self.ways
+        if all(way.method == "disabled" for way in ways.values()):
+            return "attention_pruning_method and dense_pruning_method are both disabled: nothing would be pruned"
+        for part, way in ways.items():
+            if way.method == "l0":
+                return (
+                    f"{part}_pruning_method l0 ends at no density of its own and with gates that are half open: leave "
+                    "the file out, and give --score l0 and --density"
+                )
+            if way.method not in ("disabled", "topK", *_THRESHOLDS):
+                return f"{part}_pruning_method {way.method}: nn_pruning has no such method that runs"
+            if way.submethod != "default" and (part, way.submethod) != ("dense", "1d_alt"):
+                return f"{part}_pruning_method {way.name}: in nn_pruning it fails, or its scores cannot move from 0"
+            if way.submethod == "1d_alt" and way.blocks != (1, 1):
+                return f"{part}_pruning_method {way.name} prunes dimensions one by one here: its blocks must be 1 x 1"
+            if min(way.blocks) < 1:
+                return f"{part}_block_rows and {part}_block_cols must be at least 1"
+            if way.method == "topK" and not (0 < self.final_threshold <= 1 and self.initial_threshold == 1):
+                return (
+                    f"topK takes the thresholds for densities: from initial_threshold {self.initial_threshold}, which "
+                    f"must be 1, to final_threshold {self.final_threshold}, above 0 and at most 1"
+                )
+        if self.final_threshold <= 0:
+            return f"final_threshold {self.final_threshold} must be above 0"
+        if self.ampere_pruning_method != "disabled":
+            return (
+                f"ampere_pruning_method {self.ampere_pruning_method} learns otherwise: --structure 2:4 has a schedule"
+            )
+        if (self.mask_init, self.mask_scale) != ("constant", 0.0):
+            return (
+                f"mask_init {self.mask_init} with mask_scale {self.mask_scale} is ignored by nn_pruning, whose scores "
+                "begin at 0: say constant and 0"
+            )
+        if self.distil_teacher_name_or_path is not None and not (
+            self.distil_alpha_ce > 0 and self.distil_alpha_teacher >= 0 and self.distil_temperature > 0
+        ):
+            return "distil_alpha_ce and distil_temperature must be above 0, and distil_alpha_teacher not below"
+        if self.regularization not in ("disabled", None, "l1", "l0"):
+            return f"regularization {self.regularization} is neither disabled nor l1 nor l0"
+        if self.layer_norm_patch:
+            return "layer_norm_patch is not known here: say false"
+        if self.final_finetune:
+            return "final_finetune is a run of its own: prune first, then `prunelle finetune` what came out"
+        if self.rewind_model_name_or_path is not None:
+            return "rewind_model_name_or_path, whose heads are to stay, is not known here: leave it out"
+        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +233,195 @@ class _Way:
     method: str
     submethod: str
     blocks: tuple[int, int]
+
+    @staticmethod
+    def of(name: str, rows: int, columns: int) -> "_Way":
+        method, _, submethod = name.partition(":")
+        return _Way(method, submethod or "default", (rows, columns))
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}:{self.submethod}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _ThresholdSchedule(OneShotSchedule):
+    """nn_pruning's, in its own words: from the first threshold to the last, which is the `density` of `topK` alone.
+
+    Masks go on following the scores once it has come to its end.
+
+    Args:
+        initial: The threshold at first.
+        warmup, cooldown: Optimizer steps in which it stays at first, and in the end.
+        steps: Of the run.
+    """
+
+    initial: float
+    warmup: float
+    cooldown: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        """Thresholds are checked where the file is read."""
+
+    def at(self, progress: float) -> float:
+        step = round(progress * self.steps)
+        if step <= self.warmup:
+            return self.initial
+        if step > self.steps - self.cooldown or self.ends_by(progress):
+            return self.density
+        rest = 1 - (step - self.warmup) / (self.steps - (self.warmup + self.cooldown))
+        return self.density + (self.initial - self.density) * rest**3
+
+    def ends_by(self, progress: float) -> bool:
+        return progress >= 1
+
+    def check(self, steps: int) -> None:
+        if self.warmup + self.cooldown >= steps:
+            raise InputError(
+                f"the run has {steps} optimizer steps, too few to prune in: the threshold would stay as it is for "
+                f"{self.warmup:g} at first (initial_warmup times --warmup_steps) and for {self.cooldown:g} in the end "
+                "(final_warmup times --warmup_steps)"
+            )
+
+
+class SparsePruning(Pruning):
+    """Masks as nn_pruning finds them, by scores that are learned from 0 and followed to the end of the run.
+
+    Where it keeps a part of a dimension, so that the number of weights is right, the dimension goes here.
+
+    Args:
+        arguments: As `read_arguments` gives them.
+        part: One of `PARTS`.
+        warmup_steps: As for `methods_of`.
+    """
+
+    def __init__(self, arguments: SparseArguments, part: str, warmup_steps: float) -> None:
+        super().__init__(
+            OneShotSchedule(1.0),  # until the run's length is known
+            score_init="zero",
+            score_learning_rate=arguments.mask_scores_learning_rate,
+        )
+        self.arguments, self.part, self.warmup_steps = arguments, part, warmup_steps
+        self.way = arguments.ways[part]
+
+    def start(self, steps: int) -> None:
+        one = int(self.warmup_steps) if self.warmup_steps >= 1 else math.ceil(steps * self.warmup_steps)
+        self.schedule = _ThresholdSchedule(
+            self.arguments.final_threshold,
+            self.arguments.initial_threshold,
+            self.arguments.initial_warmup * one,
+            self.arguments.final_warmup * one,
+            steps,
+        )
+        super().start(steps)
+
+    def penalty(self) -> Tensor | float:
+        mode = self.arguments.regularization
+        if self.frozen or mode not in ("l1", "l0"):
+            return 0.0
+        weight = {"attention": self.arguments.attention_lambda, "dense": self.arguments.dense_lambda}[self.part] * 0.5
+        weight *= self.arguments.regularization_final_lambda * self.density / self.arguments.final_threshold
+        learned = [scores + (IS_OPEN if mode == "l0" else 0.0) for scores in self._learned().values()]
+        return weight * sum(scores.sigmoid().mean() for scores in learned) / len(learned)
+
+    def metrics(self) -> dict[str, float]:
+        (density,) = super().metrics().values()
+        return {f"density_{self.part}": density}
+
+    def _select(self, scores: list[Tensor], density: float) -> list[Tensor]:
+        return [self._kept(group.group, one, density) for one, group in zip(scores, self.groups, strict=True)]
+
+    def _count(self, name: str, total: int) -> int:
+        (group,) = [group for group in self.groups if group.group.name == name]
+        return int(self._kept(group.group, group.ranking(), self.arguments.final_threshold).sum())
+
+    def _kept(self, group: UnitGroup, scores: Tensor, threshold: float) -> Tensor:
+        times = 1
+        if self.way.submethod == "1d_alt":  # there a dimension's score is that of all of its weights in a matrix
+            layout = next(iter(group.layouts.values()))
+            times = math.prod(layout.view) // math.prod(layout.units)
+        return _kept(scores, self.way.method, threshold, self.arguments.linear_min_parameters, times)
+
+    def _find_groups(self, model: PreTrainedModel) -> list[UnitGroup]:
+        structures: dict[str, dict[str, nn.Module]] = {}
+        for layer in dissect(model):
+            for structure, modules in self._structures(layer):
+                structures.setdefault(structure, {}).update(modules)
+        groups = [
+            group for structure, modules in structures.items() for group in find_groups(model, structure, modules)
+        ]
+        if self.way.method == "topK":
+            for group in groups:
+                if not int(self.arguments.final_threshold * group.count):
+                    raise InputError(
+                        f"final_threshold {self.arguments.final_threshold} keeps none of {group.name}, {group.count} "
+                        "in number"
+                    )
+        return [dataclasses.replace(group, masks_biases=self.arguments.bias_mask) for group in groups]
+
+    def _structures(self, layer: Layer) -> Iterator[tuple[str, dict[str, nn.Module]]]:
+        """What of a layer is this part, and how it is pruned."""
+        rows, columns = self.way.blocks
+        by_dimensions = self.way.submethod == "1d_alt"
+        output = dict([layer.heads.consumer])
+        if self.part == "attention":
+            yield _blocks(rows, columns), dict(layer.heads.producers)
+            if not self.arguments.attention_output_with_dense:
+                yield _blocks(columns, rows), output
+            return
+        yield "ffn" if by_dimensions else _blocks(rows, columns), {**layer.ffn.producers, **dict([layer.ffn.consumer])}
+        if self.arguments.attention_output_with_dense:
+            yield "columns" if by_dimensions else _blocks(rows, columns), output
+
+
+class _GeluPatch(GeluToRelu):
+    """GeLUs that are ReLUs after so many steps."""
+
+    def __init__(self, patch_steps: int) -> None:
+        super().__init__(0.0, 0.0)
+        self.patch_steps = patch_steps
+
+    def start(self, steps: int) -> None:
+        super().start(steps)
+        _check_patch_steps("gelu_patch_steps", self.patch_steps, steps)
+        self.cooldown = 1 - self.patch_steps / steps
+
+
+def _check_patch_steps(name: str, patch_steps: int, steps: int) -> None:
+    if not 0 < patch_steps <= steps:
+        raise InputError(f"{name} is {patch_steps}, and the run has {steps} optimizer steps: say {steps} at most")
+
+
+def _blocks(rows: int, columns: int) -> str:
+    return "weights" if (rows, columns) == (1, 1) else f"{rows}x{columns}"
+
+
+def read_arguments(file: Path) -> SparseArguments:
+    """nn_pruning's `SparseTrainingArguments`, which `methods_of` is to follow.
+
+    Raises:
+        InputError: There is no such file, or it asks for what cannot be done here.
+    """
+    arguments = SparseArguments.read(file)
+    if reason := arguments.reason_against():
+        raise InputError(f"{file}: {reason}")
+    return arguments
+
+
+def methods_of(arguments: SparseArguments, warmup_steps: float) -> list[CompressionMethod]:
+    """What prunes a model, of any architecture that `dissect` knows, to the masks that nn_pruning would have.
+
+    Args:
+        arguments: As `read_arguments` gives them.
+        warmup_steps: Of the learning rate, which its schedule counts in: steps, or below 1 a share of the run.
+    """
+    methods: list[CompressionMethod] = [
+        SparsePruning(arguments, part, warmup_steps) for part in PARTS if arguments.ways[part].method != "disabled"
+    ]
+    if arguments.gelu_patch:
+        methods.append(_GeluPatch(arguments.gelu_patch_steps))
+    return methods
 
 
 def _masked_weights(folder: Path) -> dict[str, Tensor] | None:
@@ -186,7 +440,7 @@ def _is_masked(names: Iterable[str]) -> bool:
     return any(part in name for name in names for part in _MASKS)
 
 
-def _mask(name: str, weights: Mapping[str, Tensor], arguments: _Arguments) -> Tensor:
+def _mask(name: str, weights: Mapping[str, Tensor], arguments: SparseArguments) -> Tensor:
     """Of a masked module in evaluation: of its weight's shape, what that is multiplied by."""
     way, shape = arguments.way_of(name), weights[f"{name}.weight"].shape
     mask = torch.ones(shape)
@@ -213,16 +467,18 @@ def _scores(name: str, weights: Mapping[str, Tensor], way: _Way, shape: torch.Si
     return sides[0].outer(sides[1])
 
 
-def _kept(scores: Tensor, method: str, threshold: float, least: float) -> Tensor:
-    """What of (…) scores stays: 1 or 0, of `l0` anything between."""
+def _kept(scores: Tensor, method: str, threshold: float, least: float, times: int = 1) -> Tensor:
+    """What of (…) scores, each of which counts so many times, stays: 1 or 0, of `l0` anything between."""
+    count = scores.numel() * times
     if method == "topK":
-        return keep_highest(scores, int(threshold * scores.numel()))
+        return keep_highest(scores, int(threshold * count) // times)
     if method == "l0":
         return (scores.sigmoid() * (HIGH - LOW) + LOW).clamp(0, 1)
-    if method not in ("threshold", "sigmoied_threshold"):
+    if method not in _THRESHOLDS:
         raise InputError(f"nn_pruning has no method {method} that runs")
     kept = (scores.sigmoid() if method == "sigmoied_threshold" else scores) > threshold
-    fewest = int(least * scores.numel()) + 1 if least else 0
-    if kept.sum() >= fewest:
+    fewest = int(least * count) + 1 if least else 0
+    if kept.sum() * times >= fewest:
         return kept
-    return scores > scores.flatten().kthvalue(max(scores.numel() - fewest, 1)).values
+    rank = -(-max(count - fewest, 1) // times)
+    return scores > scores.flatten().kthvalue(rank).values

@@ -240,16 +240,18 @@ class Pruning(CompressionMethod):
                 )
 
     def _find_masks(self, density: float) -> None:
-        scores = [group.ranking() for group in self.groups]
-        if self.ranking == "global":
-            kept = keep_highest_of_all(scores, round(density * sum(group.group.count for group in self.groups)))
-        elif self.ranking == "row":
-            kept = [self._keep_in_rows(group, one, density) for group, one in zip(self.groups, scores, strict=True)]
-        else:
-            kept = keep_highest_of_each(scores, [round(density * group.group.count) for group in self.groups])
+        kept = self._select([group.ranking() for group in self.groups], density)
         for group, new in zip(self.groups, kept, strict=True):
             group.keep(new)
         self.density = density
+
+    def _select(self, scores: list[Tensor], density: float) -> list[Tensor]:
+        """Which units of each group are kept, by what they are ranked by."""
+        if self.ranking == "global":
+            return keep_highest_of_all(scores, round(density * sum(group.group.count for group in self.groups)))
+        if self.ranking == "row":
+            return [self._keep_in_rows(group, one, density) for group, one in zip(self.groups, scores, strict=True)]
+        return keep_highest_of_each(scores, [round(density * group.group.count) for group in self.groups])
 
     @torch.no_grad()
     def _gather(self) -> None:

@@ -91,17 +91,19 @@ class UnitGroup:
         pattern: for N:M, how many of each run of weights along the inputs stay, and the run's length; it is the last
             part of the inputs.
         offsets: (units,) what is added to scores: infinite for units that are to stay, or to go, whatever their score.
+        masks_biases: whether the bias of a row goes with the last of its weights; by default not where weights go one
+            by one.
     """
 
     name: str
     layouts: dict[str, Layout]
     pattern: tuple[int, int] | None = None
     offsets: Tensor | None = None
+    masks_biases: bool | None = None
 
-    @property
-    def masks_biases(self) -> bool:
-        """Whether the bias of a row goes with the last of its weights. Where weights go one by one it stays."""
-        return self.size > 1
+    def __post_init__(self) -> None:
+        if self.masks_biases is None:
+            object.__setattr__(self, "masks_biases", self.size > 1)
 
     @property
     def count(self) -> int:

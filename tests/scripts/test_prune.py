@@ -71,6 +71,30 @@ def test_heads_dimensions_and_layers_are_taken_out(sound: dict[str, str], teache
         torch.testing.assert_close(torch.as_tensor(logits), small(words).logits, rtol=0, atol=1e-4)
 
 
+def test_arguments_of_nn_pruning_are_followed(sound: dict[str, str], teacher: str, tmp_path: Path) -> None:
+    """Prevents a file that says what is distilled, and at what weights, from being followed by half."""
+    arguments = {
+        "attention_block_rows": 8,
+        "attention_block_cols": 8,
+        "dense_pruning_method": "topK:1d_alt",
+        "final_threshold": 0.25,
+        "distil_teacher_name_or_path": teacher,
+        "distil_alpha_ce": 0.1,
+        "distil_alpha_teacher": 0.9,
+    }
+    (tmp_path / "sparse_args.json").write_text(json.dumps(arguments))
+    flags = {"--nn_pruning_config": str(tmp_path / "sparse_args.json"), "--warmup_steps": "2", "--temperature": "4"}
+    assert prune(sound | flags) == 0
+    record = json.loads((tmp_path / "run" / "compression.json").read_text())
+    assert record["methods"] == ["distill", "prune"]
+    assert {density for name, density in record["density"].items() if ".self." in name} == {0.25}
+    assert [shape["ffn"] for shape in record["layer_shapes"]] == [16] * 4
+    last = [line for line in record["training"] if "loss_soft_target" in line][-1]
+    assert "loss_hidden_cosine" not in last
+    assert last["loss"] == pytest.approx(0.9 * last["loss_soft_target"] + 0.1 * last["loss_hard_label"], rel=1e-3)
+    assert (last["density_attention"], last["density_dense"]) == (0.25, 0.25)
+
+
 def test_a_model_is_pruned_on_labels_alone(sound: dict[str, str], tmp_path: Path) -> None:
     """Prevents a teacher from being needed."""
     flags = {"--density": "0.5", "--score": "magnitude", "--ranking": "global", "--save_sparse": "true"}
