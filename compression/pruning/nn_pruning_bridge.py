@@ -446,7 +446,12 @@ def _mask(name: str, weights: Mapping[str, Tensor], arguments: SparseArguments) 
     mask = torch.ones(shape)
     if way.method != "disabled":
         scores = _scores(name, weights, way, shape)
-        blocks = _kept(scores, way.method, arguments.final_threshold, arguments.linear_min_parameters)
+        if way.method == "topK":  # by the order of its own sorting, in which equal scores are all of a dimension's
+            order = scores.flatten().sort(descending=True).indices
+            blocks = torch.zeros_like(scores)
+            blocks.view(-1)[order[: int(arguments.final_threshold * scores.numel())]] = 1
+        else:
+            blocks = _kept(scores, way.method, arguments.final_threshold, arguments.linear_min_parameters)
         mask = blocks.float().repeat_interleave(way.blocks[0], 0).repeat_interleave(way.blocks[1], 1)
     if (pattern := weights.get(name + _PATTERN)) is None:
         return mask

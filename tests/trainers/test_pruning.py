@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel, set_seed
 
 from prunelle.compression import bake
-from prunelle.compression.pruning import LearnedMask
+from prunelle.compression.anatomy import dissect
+from prunelle.compression.pruning import LearnedMask, density_by_weight
 from prunelle.errors import InputError
 from prunelle.trainers import (
     CompressionTrainer,
@@ -112,6 +113,48 @@ def test_a_model_is_pruned_while_it_is_distilled(tmp_path: Path, name: str, scor
     before = trainer.evaluate()["eval_loss"]
     assert bake(trainer.model)
     assert trainer.evaluate()["eval_loss"] == before
+
+
+@pytest.mark.parametrize("structure", [["weights"], ["heads", "ffn"]], ids=" ".join)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_joint_run_shrinks_to_what_it_has_learned(tmp_path: Path, name: str, structure: list[str]) -> None:
+    """Prevents masks that keep a teacher from being heard, another density than asked for, or a lossy shrinking."""
+
+    def run(**terms: float) -> tuple[PreTrainedModel, float]:
+        """The model, baked, and how far its predictions are from the teacher's."""
+        more = {"max_steps": 16, "learning_rate": 3e-3, "hidden_cosine_weight": 0.0, **terms}
+        student, teacher = model(name), model(name, seed=1).eval()
+        trainer = DistillationTrainer(
+            student,
+            teacher,
+            DistillationArguments(**settings(tmp_path, **more)),
+            pruning.methods(seed=0),
+            train_dataset=rows(),
+        )
+        trainer.train()
+        names = bake(student)
+        density = density_by_weight(student, names)
+        for layer in dissect(student) if "heads" in structure else []:
+            for units in (layer.heads, layer.ffn):
+                assert density[f"{units.consumer[0]}.weight"] == 0.5
+        if structure == ["weights"]:
+            assert len(density) >= 8
+            assert all(abs(share - 0.5) < 0.01 for share in density.values())
+        with torch.no_grad():
+            ours, theirs = (each.eval()(words).logits.log_softmax(-1) for each in (student, teacher))
+        return student, float((theirs.exp() * (theirs - ours)).sum())
+
+    pruning = PruningArguments(density=[0.5], structure=structure, shrink=True, round_to=4)
+    words = torch.tensor(rows()["input_ids"])
+    student, distance = run(soft_target_weight=1.0, hard_label_weight=0.0)
+    _, distance_unheard = run(soft_target_weight=0.0, hard_label_weight=1.0)
+    assert distance < 0.75 * distance_unheard
+    small = pruning.compact(student)
+    if "heads" in structure:
+        assert [(layer.heads.count, layer.ffn.count) for layer in dissect(small)] == [(1, 12)] * 2
+        assert small.num_parameters() < student.num_parameters()
+    with torch.no_grad():
+        torch.testing.assert_close(small.eval()(words).logits, student(words).logits, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

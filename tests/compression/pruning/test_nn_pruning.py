@@ -1,7 +1,9 @@
 """The masks are nn_pruning's, bit for bit, for every way of pruning that it can still run.
 
-Beyond these: its `magnitude` crashes, so that its binarizer stands for it; ampere's `topK` is refused by its own
-constructor.
+`topK`, `threshold` and `sigmoied_threshold` of single weights, blocks and `1d_alt` while they train, `l0` by its gates,
+the ampere method `sigmoied_threshold` by its pattern. The others are below, as `BROKEN` with the way in which they
+fail, or in tests of what they do instead: `1d`, whose scores never move, and the ampere method `annealing`, whose
+patterns lie along the outputs. (`magnitude` crashes, but has a binarizer of its own to compare with.)
 """
 
 import dataclasses
@@ -174,6 +176,83 @@ def test_a_threshold_leaves_the_same_masks_as_its_density(method: str) -> None:
     compare(ours, theirs, [soft])
 
 
+def test_gates_are_the_same() -> None:
+    """Prevents hard concrete gates from being another distribution than the published one."""
+    options = {"dense_pruning_method": "l0", "attention_pruning_method": "l0", "bias_mask": False}
+    theirs, coordinator = patched(options)
+    coordinator.patcher_context.set_context_data("threshold", 1.0)  # which it asks for, and does nothing with
+    gates = Pruning(CubicSchedule(1.0, 0.0, 0.0), "l0")
+    ours = attach(theirs, [gates])
+    gates.step(0.5)
+    compare(ours, theirs, [gates])
+    ours.train()
+    theirs.train()
+    for name, mask in gates.masks.items():
+        masked = theirs.get_submodule(name.removesuffix(".weight"))
+        torch.manual_seed(1)
+        uniform = torch.zeros_like(masked.weight).uniform_().clamp(0.0001, 0.9999)  # as it draws
+        mask.noise.copy_(uniform.logit())
+        torch.manual_seed(1)
+        weight, _ = masked.get_masked_weights_bias()
+        torch.testing.assert_close(ours.get_submodule(name.removesuffix(".weight")).weight, weight)
+        assert 0 < (weight == 0).float().mean() < 1
+
+
+# What it can no longer run, and how it fails: where a model is patched, or where it computes.
+BROKEN: dict[str, tuple[dict[str, Any], type[Exception], str | None]] = {
+    "magnitude": ({"dense_pruning_method": "magnitude"}, TypeError, "'NoneType' object is not subscriptable"),
+    "joint": ({"attention_pruning_method": "topK:joint"}, AssertionError, None),
+    "joint, of dense modules": ({"dense_pruning_method": "topK:joint"}, AssertionError, None),
+    "1d on attention": ({"attention_pruning_method": "topK:1d"}, RuntimeError, "Unknown context module kind"),
+    "1d_alt on attention": ({"attention_pruning_method": "topK:1d_alt"}, RuntimeError, "Unknown context module kind"),
+    "1d_only": ({"dense_pruning_method": "topK:1d_only"}, RuntimeError, "Unknown pruning sub method '1d_only'"),
+    "ampere topK": ({"ampere_pruning_method": "topK"}, Exception, "Unknown ampere method topK"),
+    "ampere threshold": ({"ampere_pruning_method": "threshold"}, RuntimeError, "Unknown ampere pruning method"),
+}
+
+
+@pytest.mark.parametrize("way", BROKEN)
+def test_what_is_not_compared_cannot_run(way: str) -> None:
+    """Prevents a way of pruning from being left out of the comparison without need."""
+    options, error, message = BROKEN[way]
+    with pytest.raises(error, match=message):
+        evaluated(options)
+
+
+def evaluated(options: dict[str, Any]) -> torch.Tensor:
+    theirs, coordinator = patched(options)
+    coordinator.schedule_threshold(training=False)
+    return theirs(**BATCH).logits
+
+
+def test_rows_times_columns_never_learn() -> None:
+    """Prevents `1d` from being taken for a way of pruning: its masks are of scores that are 0 and have no gradient."""
+    theirs, coordinator = patched({"dense_pruning_method": "topK:1d"}, draw=False)
+    coordinator.schedule_threshold(10, 20, 1, training=True)
+    nn.functional.cross_entropy(theirs.train()(**BATCH).logits, torch.tensor([0, 2])).backward()
+    masked = theirs.bert.encoder.layer[0].intermediate.dense
+    for side in masked.mask_module.context_modules:
+        assert not side.mask_scores.any()
+        assert not side.mask_scores.grad.any()
+    coordinator.schedule_threshold(training=False)
+    kept = masked.get_masked_weights_bias()[0] != 0
+    assert kept.float().mean() == 0.5  # whichever half its sorting puts first
+
+
+def test_annealed_patterns_lie_along_the_outputs() -> None:
+    """Prevents `annealing` from being taken for the 2:4 pattern of hardware: of each input's weights 2 in 4 stay."""
+    flags = {"dense_pruning_method": "disabled", "attention_pruning_method": "disabled", "bias_mask": False}
+    theirs, coordinator = patched(flags | {"ampere_pruning_method": "annealing"})
+    masked = theirs.bert.encoder.layer[0].intermediate.dense
+    coordinator.schedule_threshold(training=False)
+    kept = masked.get_masked_weights_bias()[0] != 0
+    assert (kept.unflatten(0, (-1, 4)).sum(1) == 2).all()
+    assert not (kept.unflatten(1, (-1, 4)).sum(2) == 2).all()
+    coordinator.schedule_threshold(10, 20, 1, training=True)  # while it learns, a mixture of all patterns
+    mixture = masked.train().get_masked_weights_bias()[0] / masked.weight
+    assert ((mixture > 0) & (mixture < 1)).float().mean() > 0.5
+
+
 def test_a_pattern_is_the_same() -> None:
     """Prevents 2:4 masks that lie along the outputs."""
     flags = {"dense_pruning_method": "disabled", "attention_pruning_method": "disabled", "bias_mask": False}
@@ -220,6 +299,7 @@ RUNS: dict[str, dict[str, Any]] = {
         "final_threshold": 0.999,
         "linear_min_parameters": 0.1,
     },
+    "dimensions, and a part of one": {"dense_pruning_method": "topK:1d_alt", "final_threshold": 0.4},
     "rows times columns": {"dense_pruning_method": "topK:1d", "final_threshold": 0.2},
     "gates": {"attention_pruning_method": "l0", "dense_pruning_method": "l0"},
     "a pattern along the inputs": {"ampere_pruning_method": "sigmoied_threshold", "attention_block_rows": 4},
