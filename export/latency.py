@@ -53,9 +53,8 @@ def measure_latency(
 ) -> list[dict[str, Latency]]:
     """Measures all models side by side, and returns for each its latencies by shape.
 
-    The models take turns in short rounds, so that what else the machine does meets all alike. A turn
-    begins with a call that is not counted: it warms the caches, and lets the threads of the model before
-    come to rest.
+    The models take turns (`Runner.time_calls`) in short rounds, so that what else the machine does meets all
+    alike.
 
     Args:
         runners: the models.
@@ -78,22 +77,15 @@ def _take_turns(runners: Sequence[Runner], batch: Batch, seconds: float) -> list
     samples: list[list[float]] = [[] for _ in runners]
     calls = []
     for runner in runners:  # the first call allocates, the second tells how many fit into a turn
-        _milliseconds(runner, batch)
-        calls.append(int(np.clip(50 / _milliseconds(runner, batch), 1, 10)))
+        (first,) = runner.time_calls(batch, 1)
+        calls.append(int(np.clip(50 / first, 1, 10)))
     end = time.perf_counter() + seconds
     rounds = 0
     while rounds < 5 or (time.perf_counter() < end and rounds < 100):
         for runner, count, taken in zip(runners, calls, samples, strict=True):
-            _milliseconds(runner, batch)
-            taken += [_milliseconds(runner, batch) for _ in range(count)]
+            taken += runner.time_calls(batch, count)
         rounds += 1
     return samples
-
-
-def _milliseconds(runner: Runner, batch: Batch) -> float:
-    start = time.perf_counter()
-    runner(batch)
-    return 1000 * (time.perf_counter() - start)
 
 
 def full_batch(rows: int, length: int, vocabulary: int) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """One face for a PyTorch model and an ONNX file: tensors in, logits out."""
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -45,6 +46,20 @@ class Runner(ABC):
 
         Raises InputError when the batch lacks a tensor that the model needs.
         """
+
+    def time_calls(self, batch: Batch, calls: int) -> list[float]:
+        """How long each of so many calls takes, in milliseconds.
+
+        One more comes first and is not counted: it warms the caches, and lets the threads of the model before
+        come to rest.
+        """
+        self(batch)
+        taken = []
+        for _ in range(calls):
+            start = time.perf_counter()
+            self(batch)
+            taken.append(1000 * (time.perf_counter() - start))
+        return taken
 
     def _check(self, batch: Batch) -> None:
         missing = [name for name in self.input_names if name not in batch]
