@@ -7,6 +7,7 @@ import onnx
 
 from prunelle.export.files import published_when_done
 from prunelle.export.onnx import save_checked
+from prunelle.export.rewriting import sum_by_add
 
 
 def convert_to_fp16(fp32_file: str | Path, output_file: str | Path) -> Path:
@@ -23,6 +24,7 @@ def convert_to_fp16(fp32_file: str | Path, output_file: str | Path) -> Path:
     sys.path[:] = path  # that import adds its folder, whose `metrics`, `optimizer` and others would be found there
     proto = onnx.load(fp32_file)
     del proto.graph.value_info[:]  # the converter infers its own
+    sum_by_add(proto)  # kernels for GPUs are not those that the float32 file goes round
     with published_when_done(output_file) as unfinished:
         save_checked(convert_float_to_float16(proto, keep_io_types=True), unfinished)
     return output_file

@@ -17,6 +17,7 @@ from torch import nn
 from prunelle.export.files import published_when_done
 from prunelle.export.inference import ExportError, LogitsOnly, deployed, model_input_names, output_names
 from prunelle.export.origin import remove_stacks
+from prunelle.export.rewriting import add_by_sum, merge_heads
 from prunelle.export.verification import verify_onnx
 
 # From this opset on attention is one standard operator. Below it becomes a chain of Where, IsNaN, Softmax
@@ -59,6 +60,8 @@ def export_onnx(
     with deployed(model), _fused_attention(model):
         proto = _trace(model, names, opset_version)
         _store_tied_weights_once(proto)
+        merge_heads(proto)
+        add_by_sum(proto)
         remove_stacks(proto)
         with published_when_done(output_file) as unfinished:
             save_checked(proto, unfinished)

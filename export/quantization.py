@@ -25,6 +25,8 @@ from prunelle.export.runner import Batch
 LINEAR_OPERATORS = ["MatMul", "Gemm"]
 EMBEDDING_OPERATORS = ["Gather"]
 
+GEMM_PRODUCT = "_MatMul"  # what onnxruntime adds to the name of a Gemm that it takes apart
+
 INT4_BLOCK_SIZES = (16, 32, 64, 128, 256)  # what onnxruntime computes with
 INT4_BLOCK_SIZE = 32
 
@@ -110,6 +112,7 @@ def quantize_static(
             ranges = dict(zip(names, activation_ranges(proto, names, batches, method), strict=True))
             inputs = {name: uint8_grid(*ranges[source]) for name, source in sources.items()}
         write_qdq(proto, inputs)
+        _keep_products_apart(proto)
         save_checked(proto, unfinished)
     return output_file
 
@@ -200,7 +203,8 @@ def _linear(proto: ModelProto, plan: QuantizationPlan | None) -> dict[str, str]:
     stored = {tensor.name for tensor in proto.graph.initializer}
     nodes = [node for node in proto.graph.node if node.op_type in LINEAR_OPERATORS and node.input[1] in stored]
     found = {
-        f"{node.name}_MatMul" if node.op_type == "Gemm" else node.name: module_of(node) or node.name for node in nodes
+        f"{node.name}{GEMM_PRODUCT}" if node.op_type == "Gemm" else node.name: module_of(node) or node.name
+        for node in nodes
     }
     ONNXModel(proto).replace_gemm_with_matmul()
     if plan is None:
@@ -251,6 +255,17 @@ def _quantize_rows(proto: ModelProto, node: NodeProto) -> None:
         )
     ):
         graph.node.insert(place, made)
+
+
+def _keep_products_apart(proto: ModelProto) -> None:
+    """Has Sum add what a Gemm added.
+
+    onnxruntime would make MatMul and Add a Gemm again, and compute it in float32, its weights converted at every run.
+    """
+    products = {node.output[0] for node in proto.graph.node if node.name.endswith(GEMM_PRODUCT)}
+    for node in proto.graph.node:
+        if node.op_type == "Add" and node.input[0] in products:
+            node.op_type = "Sum"
 
 
 def _untie_weights(proto: ModelProto) -> None:
