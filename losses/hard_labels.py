@@ -23,6 +23,9 @@ class HardLabelLoss(nn.Module):
 
     Reference:
         The masked-LM case: Devlin et al., BERT, arXiv:1810.04805.
+
+    Example:
+        >>> HardLabelLoss()(student_logits, labels).backward()
     """
 
     def forward(self, student_logits: Tensor, labels: Tensor, num_items: Tensor | int | None = None) -> Tensor:

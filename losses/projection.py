@@ -22,6 +22,9 @@ class HiddenProjection(nn.Linear):
         - hidden: (…, student_size).
         - result: (…, teacher_size), in the projection's own dtype.
 
+    Reference:
+        Romero et al., FitNets, arXiv:1412.6550; Jiao et al., TinyBERT, arXiv:1909.10351.
+
     Example:
         >>> loss = HiddenMSELoss(HiddenProjection(384, 768))
         >>> optimizer.add_param_group({"params": loss.parameters()})

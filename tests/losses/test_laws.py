@@ -69,11 +69,62 @@ def test_soft_targets_equal_the_naive_reference(random: torch.Generator, tempera
     assert result.item() == pytest.approx(naive_soft_target(student, teacher, temperature), rel=1e-12)
 
 
-def test_soft_targets_by_hand() -> None:
-    """Prevents a reference and a loss that are wrong alike: (1/2, 1/2) against (3/4, 1/4) at T = 1."""
-    student, teacher = torch.tensor([[math.log(3.0), 0.0]]), torch.tensor([[0.0, 0.0]])
-    by_hand = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
-    assert SoftTargetLoss(1.0)(student, teacher).item() == pytest.approx(by_hand, rel=1e-6)
+LN2, LN3 = math.log(2), math.log(3)
+SURE, TORN = torch.tensor([[LN3, 0.0]]), torch.tensor([[0.0, 0.0]])  # (3/4, 1/4) and (1/2, 1/2) at T = 1
+FIRST, SECOND = torch.tensor([[LN2, 0.0, 0.0]]), torch.tensor([[0.0, LN3, 0.0]])  # (2, 1, 1) / 4 and (1, 3, 1) / 5
+ONE, OTHER = torch.tensor([[[3.0, 4.0]]]), torch.tensor([[[4.0, 3.0]]])
+CORNER, EQUAL = torch.tensor([[0.0, 0.0], [1, 0], [0, 1]]), torch.tensor([[0.0, 0.0], [1, 0], [0.5, math.sqrt(0.75)]])
+
+
+def ln(numerator: float, denominator: float) -> float:
+    return math.log(numerator / denominator)
+
+
+def vectors(*numbers: float) -> Tensor:
+    """(1, tokens, 1): one number a token."""
+    return torch.tensor(numbers).view(1, -1, 1)
+
+
+BY_HAND: dict[str, tuple[Tensor, float]] = {
+    "soft targets": (SoftTargetLoss(1.0)(SURE, TORN), (ln(2, 3) + ln(2, 1)) / 2),
+    "reverse KL": (ReverseKLLoss(1.0)(SURE, TORN), (3 * ln(3, 2) + ln(1, 2)) / 4),
+    "Jensen-Shannon": (
+        JensenShannonLoss(0.5, 1.0)(SURE, TORN),  # the mixture is (5/8, 3/8)
+        ((ln(4, 5) + ln(4, 3)) / 2 + (3 * ln(6, 5) + ln(2, 3)) / 4) / 2,
+    ),
+    "logit MSE": (LogitMSELoss()(SURE, TORN), LN3**2 / 2),
+    "decoupled": (
+        DecoupledLoss(1.0, 8.0, 1.0)(FIRST, SECOND, torch.tensor([0])),
+        (ln(2, 5) + 4 * ln(8, 5)) / 5 + 8 * (3 * ln(3, 2) + ln(1, 2)) / 4,
+    ),
+    "top k": (TopKTargetLoss(1.0)(FIRST, *top_k_distribution(SECOND, 1, 1.0)), (3 * ln(12, 5) + 2 * ln(8, 15)) / 5),
+    "hard labels": (HardLabelLoss()(SURE, torch.tensor([1])), ln(4, 1)),
+    "hidden cosine": (HiddenCosineLoss()(ONE, OTHER, torch.ones(1, 1)), 1 / 25),
+    "hidden MSE": (HiddenMSELoss()(ONE, OTHER, torch.ones(1, 1)), 1.0),
+    "patient": (PatientLoss()(ONE, OTHER, torch.ones(1, 1)), 2 / 25),
+    "attention map": (  # 24 and 7 over the square root of 2
+        AttentionMapLoss(1)(ONE, OTHER, ONE, torch.tensor([[[1.0, 1.0]]]), torch.ones(1, 1)),
+        17**2 / 2,
+    ),
+    "relation": (  # (3/4, 1/4) and (1/2, 1/2) against twice (1/2, 1/2)
+        SelfAttentionRelationLoss(1)(*[vectors(math.sqrt(LN3), 0)] * 2, *[vectors(0, 0)] * 2, torch.ones(1, 2)),
+        (ln(2, 3) + ln(2, 1)) / 4,
+    ),
+    "relational distance": (  # 1, 3, 2 in units of 2 against 1, 2, 1 in units of 4/3
+        RelationalDistanceLoss()(vectors(0, 1, 3)[0], vectors(0, 1, 2)[0]),
+        2 * 0.25**2 / 2 / 3,
+    ),
+    "relational angle": (  # 90, 45 and 45 degrees against 60
+        RelationalAngleLoss()(CORNER, EQUAL),
+        (0.5**2 / 2 + 2 * (math.sqrt(0.5) - 0.5) ** 2 / 2) / 3,
+    ),
+}
+
+
+@pytest.mark.parametrize(("found", "expected"), BY_HAND.values(), ids=BY_HAND)
+def test_values_by_hand(found: Tensor, expected: float) -> None:
+    """Prevents a reference and a loss that are wrong alike."""
+    assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_hard_labels_equal_the_naive_reference(random: torch.Generator) -> None:
