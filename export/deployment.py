@@ -11,7 +11,7 @@ from prunelle.compression.record import versions
 from prunelle.export.checkpoint import speak_to_transformers_4
 from prunelle.export.evaluation import LOWER_IS_BETTER, ComputeMetrics, Evaluation, Reader, evaluate
 from prunelle.export.hardware import hardware
-from prunelle.export.inference import deployed, maximum_length
+from prunelle.export.inference import deployed, maximum_length, vocabulary_size
 from prunelle.export.latency import SHAPES, Latency, measure_latency
 from prunelle.export.onnx import OPSET_VERSION
 from prunelle.export.report import ModelReport, Report
@@ -137,7 +137,7 @@ def report_on(
         latencies = measure_latency(
             runners,
             shapes=shapes,
-            vocabulary=model.get_input_embeddings().num_embeddings,  # type: ignore[operator]
+            vocabulary=min(map(vocabulary_size, models)),
             maximum_length=min(tokenizer.model_max_length, *(maximum_length(each) for each in models)),
             seconds=latency_seconds,
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from prunelle.errors import InputError
 from prunelle.tasks import answers_questions
@@ -23,6 +24,8 @@ class ExportError(InputError):
 def model_input_names(model: nn.Module) -> tuple[str, ...]:
     """The names among input_ids, attention_mask and token_type_ids that can change the model's output.
 
+    A model that reads tokens of its own, beside those of others, says in `own_inputs` what these are called.
+
     RoBERTa, DeBERTa-v2 and GPT-2 take token_type_ids as an argument but know only one type of token (or
     look the types up among the words); their tokenizers do not give them, and a file that asked for them
     could not be fed.
@@ -31,7 +34,8 @@ def model_input_names(model: nn.Module) -> tuple[str, ...]:
     if "input_ids" not in taken:
         raise InputError(f"{type(model).__name__} takes no input_ids: only text models can be exported")
     types = getattr(getattr(model, "config", None), "type_vocab_size", None) or 0
-    return tuple(name for name in INPUT_NAMES if name in taken and (name != "token_type_ids" or types > 1))
+    plain = tuple(name for name in INPUT_NAMES if name in taken and (name != "token_type_ids" or types > 1))
+    return plain + tuple(getattr(model, "own_inputs", ()))
 
 
 def output_names(model: nn.Module) -> tuple[str, ...]:
@@ -49,6 +53,11 @@ def maximum_length(model: nn.Module, default: int = 512) -> int:
             reserved = 0 if module.padding_idx is None else module.padding_idx + 1
             return module.num_embeddings - reserved
     return getattr(getattr(model, "config", None), "max_position_embeddings", None) or default
+
+
+def vocabulary_size(model: nn.Module) -> int:
+    """How many token ids all the models that a model is made of can read."""
+    return min(each.config.vocab_size for each in model.modules() if isinstance(each, PreTrainedModel))
 
 
 @contextmanager
@@ -95,9 +104,10 @@ class LogitsOnly(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
+        **own: Tensor,
     ) -> tuple[Tensor, ...]:
         """input_ids, attention_mask, token_type_ids: (batch, length) int64. Returns what `output_names` names."""
-        inputs: dict[str, Any] = {"input_ids": input_ids}
+        inputs: dict[str, Any] = {"input_ids": input_ids, **own}
         if attention_mask is not None:
             inputs["attention_mask"] = attention_mask
         if token_type_ids is not None:

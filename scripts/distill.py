@@ -14,7 +14,7 @@ from prunelle.scripts._closing import close
 from prunelle.tasks import TASKS, DistillationDataArguments
 from prunelle.trainers import DistillationArguments, DistillationTrainer
 from prunelle.trainers.distillation import check_pair, check_unlabeled
-from prunelle.trainers.finetuning import finetune, load_teacher, trainer_data
+from prunelle.trainers.finetuning import finetune_teacher, load_teacher, trainer_data
 from prunelle.trainers.generations import check_generations, earlier_generations
 from prunelle.trainers.models import TeacherStudentArguments, build_student, check_length, tokenizer_for
 
@@ -34,16 +34,16 @@ def main(argv: Sequence[str]) -> None:
     check_pair(student, teacher.model, arguments)
     check_length(data, teacher.model, student)
     with arguments.main_process_first():
-        encoded = task.encode(teacher.tokenizer)
+        encoded = teacher.encode(task)
     if teacher.plan is not None:
-        finetune(teacher, task, encoded, teacher.plan, identity=teacher.identity)
+        finetune_teacher(teacher, task, encoded)
         student = build_student(models, teacher.model, task, teacher.tokenizer)
     if models.generations > 1:
         teacher = earlier_generations(teacher, models, task, encoded, arguments)
         student = build_student(models, teacher.model, task, teacher.tokenizer)
 
     tokenizer = tokenizer_for(student, teacher.tokenizer)
-    fitted = trainer_data(task, tokenizer, encoded)
+    fitted = trainer_data(task, tokenizer, encoded, teacher.others)
     trainer = DistillationTrainer(student, teacher.model, arguments, teacher_folders=teacher.folders, **fitted)
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     compared = teacher if teacher.is_loaded else None

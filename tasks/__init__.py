@@ -21,6 +21,8 @@ from prunelle.tasks.reading import Predictions as Predictions
 from prunelle.tasks.reading import ReadsLogits as ReadsLogits
 from prunelle.tasks.regression import TextRegression as TextRegression
 from prunelle.tasks.sequence_to_sequence import SequenceToSequence as SequenceToSequence
+from prunelle.tasks.several_tokenizers import AnyTokens as AnyTokens
+from prunelle.tasks.several_tokenizers import OtherTokensCollator as OtherTokensCollator
 from prunelle.tasks.text_classification import TextClassification as TextClassification
 from prunelle.tasks.text_classification import TextTask as TextTask
 from prunelle.tasks.token_classification import TokenClassification as TokenClassification

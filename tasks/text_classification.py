@@ -1,7 +1,7 @@
 """Text classification: texts and what is to be predicted of each, at its simplest one label."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -17,6 +17,7 @@ from prunelle.tasks.choices import SINGLE_LABEL
 from prunelle.tasks.classes import Classification, check_known, class_values
 from prunelle.tasks.loading import check_texts, find_column, load_splits, where
 from prunelle.tasks.metrics import IGNORED
+from prunelle.tasks.several_tokenizers import AnyTokens
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ TEXT_NAMES = ("text", "sentence", "content", "review", "document", "body")
 LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment", "intent")
 
 
-class TextTask:
+class TextTask(AnyTokens):
     """Texts, each with what is to be predicted of it, columns found and checked; see `tasks.Task` for the verbs.
 
     Args:
@@ -78,15 +79,20 @@ class TextTask:
         """The texts that tokenizers are to read, of the training data or of the splits named."""
         return chain.from_iterable(self.splits[split]["text"] for split in splits)
 
-    def encode(self, tokenizer: Tokenizer) -> dict[str, datasets.Dataset]:
+    def encode(self, tokenizer: Tokenizer, others: Mapping[str, Tokenizer] | None = None) -> dict[str, Any]:
         """The splits as `input_ids`, `attention_mask` (… as the tokenizer gives them) and `labels`.
 
         What is unlabeled has the label -100, which losses on labels leave out.
+
+        Args:
+            others: as `AnyTokens` has them.
         """
-        length = self.arguments.max_seq_length
+        cut: dict[str, Any] = {"truncation": True, "max_length": self.arguments.max_seq_length}
 
         def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
-            encoded = tokenizer(batch["text"], truncation=True, max_length=length)
+            encoded: dict[str, Any] = {**tokenizer(batch["text"], **cut)}
+            for prefix, other in (others or {}).items():
+                encoded |= {prefix + name: values for name, values in other(batch["text"], **cut).items()}
             if "label" not in batch:
                 return {**encoded, "labels": [IGNORED] * len(batch["text"])}
             return {**encoded, "labels": [self.target(value) for value in batch["label"]]}

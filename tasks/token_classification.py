@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -16,6 +16,7 @@ from prunelle.tasks.arguments import DataArguments
 from prunelle.tasks.classes import Classification, check_known, class_values
 from prunelle.tasks.loading import find_column, load_splits, where
 from prunelle.tasks.metrics import IGNORED
+from prunelle.tasks.several_tokenizers import PLACES, AnyTokens
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ TAG_NAMES = ("ner_tags", "tags", "labels", "pos_tags", "chunk_tags")
 IOB2 = re.compile(r"O|[BI]-.+", re.S)
 
 
-class TokenClassification(Classification):
+class TokenClassification(Classification, AnyTokens):
     """The words and their tags, found and checked; see `tasks.Task` for the verbs.
 
     Each word's tag is asked at the first of its tokens, and nothing at the others.
@@ -66,18 +67,24 @@ class TokenClassification(Classification):
         """The texts that tokenizers are to read, of the training data or of the splits named."""
         return (" ".join(tokens) for split in splits for tokens in self.splits[split]["tokens"])
 
-    def encode(self, tokenizer: Tokenizer) -> dict[str, datasets.Dataset]:
+    def encode(self, tokenizer: Tokenizer, others: Mapping[str, Tokenizer] | None = None) -> dict[str, Any]:
         """The splits as `input_ids`, `attention_mask` (… as the tokenizer gives them) and `labels`, one a token.
 
+        Args:
+            others: as `AnyTokens` has them. A word is asked for where each tokenizer has a token of it; the column
+                `places` says where.
+
         Raises:
-            InputError: The tokenizer cannot say which word a token belongs to.
+            InputError: A tokenizer cannot say which word a token belongs to.
         """
-        if not tokenizer.is_fast:
-            raise InputError(
-                f"the tokenizer {tokenizer.name_or_path} does not say which word a token belongs to: "
-                "--task token-classification needs a fast one"
-            )
-        return {split: self._encode_split(split, rows, tokenizer) for split, rows in self.splits.items()}
+        others = others or {}
+        for each in (tokenizer, *others.values()):
+            if not each.is_fast:
+                raise InputError(
+                    f"the tokenizer {each.name_or_path} does not say which word a token belongs to: "
+                    "--task token-classification needs a fast one"
+                )
+        return {split: self._encode_split(split, rows, tokenizer, others) for split, rows in self.splits.items()}
 
     def collator(self, tokenizer: Tokenizer, encoded: dict[str, datasets.Dataset]) -> Any:
         """Pads each batch to its longest example, the labels too."""
@@ -98,17 +105,29 @@ class TokenClassification(Classification):
             **metrics.compute([metrics.Accuracy], predictions[asked], references[asked]),
         }
 
-    def _encode_split(self, split: str, rows: datasets.Dataset, tokenizer: Tokenizer) -> datasets.Dataset:
+    def _encode_split(
+        self, split: str, rows: datasets.Dataset, tokenizer: Tokenizer, others: Mapping[str, Tokenizer]
+    ) -> datasets.Dataset:
         length = self.arguments.max_seq_length
 
         def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
-            encoded = tokenizer(batch["tokens"], is_split_into_words=True, truncation=True, max_length=length)
-            labels = []
+            ours, *theirs = (
+                each(batch["tokens"], is_split_into_words=True, truncation=True, max_length=length)
+                for each in (tokenizer, *others.values())
+            )
+            columns = {**ours, "labels": [[IGNORED] * len(tokens) for tokens in ours["input_ids"]]}
+            for prefix, their in zip(others, theirs, strict=True):
+                columns |= {prefix + name: values for name, values in their.items()}
+                columns[prefix + PLACES] = [[0] * len(tokens) for tokens in ours["input_ids"]]
             for number, tags in enumerate(batch["tags"]):
-                words = encoded.word_ids(number)
-                first = [None if word == before else word for before, word in zip([None, *words], words, strict=False)]
-                labels.append([IGNORED if word is None else self.class_index[tags[word]] for word in first])
-            return {**encoded, "labels": labels}
+                first, *firsts = (_first_tokens(each.word_ids(number)) for each in (ours, *theirs))
+                for word, place in first.items():
+                    if any(word not in each for each in firsts):
+                        continue
+                    columns["labels"][number][place] = self.class_index[tags[word]]
+                    for prefix, each in zip(others, firsts, strict=True):
+                        columns[prefix + PLACES][number][place] = each[word]
+            return columns
 
         encoded = rows.map(encode, batched=True, remove_columns=rows.column_names, desc=f"Tokenizing {split}")
         words = sum(map(len, rows["tags"]))
@@ -119,6 +138,11 @@ class TokenClassification(Classification):
                 where(self.arguments, split), words - asked, words, length,
             )  # fmt: skip
         return encoded
+
+
+def _first_tokens(words: Sequence[int | None]) -> dict[int, int]:
+    """Of the word of each token: of each word the place of its first."""
+    return {word: place for place, word in reversed(list(enumerate(words))) if word is not None}
 
 
 def _check_lists(rows: datasets.Dataset, tokens: str, tags: str, place: str) -> None:

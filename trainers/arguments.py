@@ -188,8 +188,7 @@ class DistillationArguments(PredictionArguments):
         super().__post_init__()
 
     def _check_cacheable(self) -> None:
-        inside = [name for name in self.wanted_terms if not name.endswith(("target", "label"))]
-        if inside:
+        if inside := self.terms_inside:
             raise InputError(
                 "--teacher_cache keeps the teacher's predictions, and not what it holds inside: give "
                 f"{' '.join(f'--{name}_weight 0' for name in inside)}, or do without the cache"
@@ -219,6 +218,11 @@ class DistillationArguments(PredictionArguments):
         """The loss terms that have a weight, from the start or by a schedule."""
         later = {schedule.name for schedule in self.read_schedules}
         return [name for name, weight in self.term_weights.items() if weight or f"{name}_weight" in later]
+
+    @property
+    def terms_inside(self) -> list[str]:
+        """Those of them that need more of the teacher than its predictions."""
+        return [name for name in self.wanted_terms if not name.endswith(("target", "label"))]
 
     @property
     def read_schedules(self) -> list[Schedule]:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from prunelle.errors import InputError
+from prunelle.tasks.several_tokenizers import TEACHER
 from prunelle.trainers.ensemble import Ensemble
 from prunelle.trainers.teacher_cache import TeacherCache, checkpoint_fingerprint, data_fingerprint
 from prunelle.trainers.terms import SoftTargetTerm, asked, batch_of
@@ -82,7 +83,8 @@ def cache_answers(trainer: "DistillationTrainer", teacher: nn.Module, teacher_fo
 
     first = 0
     for name, rows in splits.items():
-        numbered = rows.add_column(EXAMPLE, np.arange(first, first + len(rows)))
+        read_no_more = [name for name in rows.column_names if name.startswith(TEACHER)]
+        numbered = rows.remove_columns(read_no_more).add_column(EXAMPLE, np.arange(first, first + len(rows)))
         setattr(trainer, "train_dataset" if name == "training" else "eval_dataset", numbered)
         first += len(rows)
     trainer._signature_columns.append(EXAMPLE)
@@ -125,7 +127,7 @@ def _answer(
     """The answers to one batch: by name, (positions, width) for each of its examples."""
     inputs = trainer._prepare_inputs(collated)
     batch, objective = batch_of(inputs), trainer.objective
-    features = {k: v for k, v in inputs.items() if k in trainer.teacher_inputs and k != "labels"}
+    features = {name: value for name, value in inputs.items() if name in trainer.teacher_inputs}
     with torch.inference_mode(), trainer.accelerator.autocast():
         outputs = objective.ask(teacher, features, objective.positions(batch))
         targets = term.targets(outputs.rows(slice(None))).tensors

@@ -1,7 +1,6 @@
 """Distillation: the student learns from labels and from what its teacher says, inside and out."""
 
 import copy
-import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,9 +15,11 @@ from transformers import PreTrainedModel
 
 from prunelle.compression import CompressionMethod
 from prunelle.errors import InputError
+from prunelle.tasks.several_tokenizers import TEACHER
 from prunelle.trainers.arguments import DistillationArguments, PredictionArguments
 from prunelle.trainers.cached_answers import PREFIX, cache_answers
 from prunelle.trainers.compression import CompressionTrainer
+from prunelle.trainers.ensemble import input_names
 from prunelle.trainers.objective import Objective, build_objective
 from prunelle.trainers.terms import Outputs, SoftTargets, asked_positions, batch_of
 
@@ -110,10 +111,14 @@ class ObjectiveTrainer(CompressionTrainer):
 
         `num_items_in_batch` is what `get_batch_samples` counted; in evaluation each batch counts for itself.
         """
-        features = {k: v for k, v in inputs.items() if k not in ("labels", POSITIONS) and not k.startswith(PREFIX)}
+        features = {
+            name: value
+            for name, value in inputs.items()
+            if name not in ("labels", POSITIONS) and not name.startswith((PREFIX, TEACHER))
+        }
         batch, training = batch_of(inputs), model.training
         positions = inputs[POSITIONS] if POSITIONS in inputs else self.objective.positions(batch)
-        teacher = self.ask(inputs, features, positions)
+        teacher = self.ask(inputs, positions)
 
         own_items = self.objective.count(batch)
         items = num_items_in_batch if training else own_items
@@ -177,7 +182,7 @@ class ObjectiveTrainer(CompressionTrainer):
     def _averages_over_processes(self) -> bool:
         return self.args.average_tokens_across_devices and self.accelerator.num_processes > 1
 
-    def ask(self, inputs: dict[str, Any], features: dict[str, Any], positions: Tensor) -> Outputs | SoftTargets | None:
+    def ask(self, inputs: dict[str, Any], positions: Tensor) -> Outputs | SoftTargets | None:
         """What a teacher says about a batch; None where there is none."""
         return None
 
@@ -190,7 +195,8 @@ class DistillationTrainer(ObjectiveTrainer):
 
     Args:
         model: The student.
-        teacher: A model with the student's head: the same classes or the same vocabulary; or an `Ensemble` of them.
+        teacher: A model with the student's head: the same classes or the same vocabulary; `OwnTokens` of one, or an
+            `Ensemble` of them.
         args: The weights, and every flag of `transformers.TrainingArguments`.
         methods: What is done to the student's weights in the same run.
         teacher_folders: The teacher's checkpoint, or those of an ensemble, by which `--teacher_cache` tells them apart.
@@ -220,7 +226,9 @@ class DistillationTrainer(ObjectiveTrainer):
             return build_objective(model, teacher, args)
 
         super().__init__(model, args, objective, methods, **kwargs)
-        self.teacher_inputs = set(inspect.signature(teacher.forward).parameters)
+        self.teacher_inputs = input_names(teacher)
+        self._set_signature_columns_if_needed()
+        self._signature_columns += [name for name in self.teacher_inputs if name.startswith(TEACHER)]
         self.teacher: nn.Module | None = None
         if self.objective.needs_teacher:
             teacher.eval().requires_grad_(False)
@@ -229,13 +237,13 @@ class DistillationTrainer(ObjectiveTrainer):
             else:
                 self.teacher = prepare_teacher(self.accelerator, teacher)
 
-    def ask(self, inputs: dict[str, Any], features: dict[str, Any], positions: Tensor) -> Outputs | SoftTargets | None:
+    def ask(self, inputs: dict[str, Any], positions: Tensor) -> Outputs | SoftTargets | None:
         """What the teacher says about a batch, or has said, where its answers are cached."""
         if answers := {name.removeprefix(PREFIX): inputs[name] for name in inputs if name.startswith(PREFIX)}:
             return SoftTargets(answers)
         if self.teacher is None:
             return None
-        accepted = {name: value for name, value in features.items() if name in self.teacher_inputs}
+        accepted = {name: value for name, value in inputs.items() if name in self.teacher_inputs}
         return self.objective.ask(self.teacher, accepted, positions)
 
 

@@ -14,10 +14,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from prunelle.errors import InputError
 from prunelle.tasks import answers_questions, choices, problem_type
 from prunelle.tasks.choices import MULTI_LABEL
+from prunelle.trainers.own_tokens import OwnTokens
 
 
 class Ensemble(nn.Module):
-    r"""Teachers that read the same token ids, as one teacher: its logits are their mean.
+    r"""Teachers as one teacher: its logits are their mean.
 
     The mean of probabilities is taken at the temperature of the loss that listens:
     :math:`\sum_i w_i \mathrm{softmax}(t_i / T)`. As logits that is T times its logarithm, and a constant, for which
@@ -27,7 +28,8 @@ class Ensemble(nn.Module):
     All else (hidden states, queries, keys and values, the configuration) is the first teacher's.
 
     Args:
-        teachers: of one task; classifiers with the same classes, which come out in the first's order.
+        teachers: of one task, which read the same token ids or are `OwnTokens`; classifiers with the same classes,
+            which come out in the first's order.
         weights: one a teacher, above 0, of which only the ratios count; by default all alike.
         mean: of what.
         temperature: T, above 0.
@@ -41,7 +43,7 @@ class Ensemble(nn.Module):
 
     def __init__(
         self,
-        teachers: Sequence[PreTrainedModel],
+        teachers: Sequence[nn.Module],
         weights: Sequence[float] | None = None,
         mean: Literal["probabilities", "logits"] = "probabilities",
         temperature: float = 1.0,
@@ -51,29 +53,33 @@ class Ensemble(nn.Module):
         weights = weights or [1.0] * len(teachers)
         self.weights = [weight / sum(weights) for weight in weights]
         self.mean, self.temperature = mean, temperature
-        self.config = teachers[0].config
+        first, *_ = read = members(self)
+        self.config = first.config
+        self.own_inputs = tuple(name for each in teachers for name in getattr(each, "own_inputs", ()))
         if self.config.is_encoder_decoder:
             raise InputError("several encoder-decoders do not write one text: give one teacher")
         self.identity = {"weights": self.weights, "mean": mean, "temperature": temperature}
-        self.multi_label = problem_type(teachers[0]) == MULTI_LABEL
-        self.orders = [_class_order(teacher, teachers[0]) for teacher in teachers]
+        self.multi_label = problem_type(first) == MULTI_LABEL
+        self.orders = [_class_order(teacher, first) for teacher in read]
 
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-        **first_alone: Any,
+        **more: Any,
     ) -> Any:
         """What the first teacher returns, but for the logits.
 
         Args:
             input_ids, attention_mask, token_type_ids: (batch, tokens); each teacher gets what it takes.
-            first_alone: such as output_hidden_states, which nobody asks of the others.
+            more: inputs of those that read their own tokens; and such as output_hidden_states, which nobody asks of
+                others than the first.
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        inputs |= {name: more.pop(name) for name in self.own_inputs if name in more}
         first, *others = self.teachers
-        outputs = first(**taken(first, inputs), **first_alone)
+        outputs = first(**taken(first, inputs), **more)
         every = [outputs, *(other(**taken(other, inputs)) for other in others)]
         if not answers_questions(first):
             for each, order in zip(every, self.orders, strict=True):
@@ -100,6 +106,15 @@ class Ensemble(nn.Module):
 
 def members(teacher: nn.Module) -> list[PreTrainedModel]:
     """The teachers that a teacher is made of: itself, unless it is an ensemble. Losses on features hear the first."""
+    return [each.teacher if isinstance(each, OwnTokens) else each for each in _each(teacher)]
+
+
+def readers_of_the_same(teacher: nn.Module) -> list[PreTrainedModel]:
+    """Those of its members that read the student's token ids."""
+    return [each for each in _each(teacher) if not isinstance(each, OwnTokens)]
+
+
+def _each(teacher: nn.Module) -> list[Any]:
     return list(teacher.teachers) if isinstance(teacher, Ensemble) else [teacher]
 
 
@@ -109,9 +124,14 @@ def class_names(config: PreTrainedConfig) -> list[str] | None:
     return None if all(name in (str(index), f"label_{index}") for index, name in enumerate(names)) else names
 
 
+def input_names(model: nn.Module) -> set[str]:
+    """What a model takes, labels aside."""
+    return {*inspect.signature(model.forward).parameters, *getattr(model, "own_inputs", ())} - {"labels"}
+
+
 def taken(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     """Those of the inputs that are given and that the model takes."""
-    accepted = inspect.signature(model.forward).parameters
+    accepted = input_names(model)
     return {name: value for name, value in inputs.items() if name in accepted and value is not None}
 
 

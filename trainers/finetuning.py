@@ -2,24 +2,41 @@
 
 import dataclasses
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
+from torch import nn
+from transformers import PreTrainedModel, Trainer
 from transformers import PreTrainedTokenizerBase as Tokenizer
-from transformers import Trainer
 
 from prunelle.compression.record import fingerprint, read_record, write_record
 from prunelle.compression.sparse import store_sparse
 from prunelle.errors import InputError
 from prunelle.losses import HardLabelLoss, LogitMSELoss
-from prunelle.tasks import QuestionAnswering, ReadsLogits, Task, choices
+from prunelle.tasks import (
+    AnyTokens,
+    OtherTokensCollator,
+    QuestionAnswering,
+    ReadsLogits,
+    Task,
+    TokenClassification,
+    choices,
+)
 from prunelle.trainers.arguments import DistillationArguments, FinetuningArguments
 from prunelle.trainers.ensemble import Ensemble, members
-from prunelle.trainers.models import LoadedModel, TeacherStudentArguments, load_model, load_or_start, trim_vocabularies
+from prunelle.trainers.models import (
+    LoadedModel,
+    TeacherStudentArguments,
+    load_model,
+    load_or_start,
+    student_tokenizer,
+    trim_vocabularies,
+)
+from prunelle.trainers.own_tokens import OwnTokens, Readers
 from prunelle.trainers.teacher_cache import is_complete_for
 
 logger = logging.getLogger(__name__)
@@ -49,11 +66,17 @@ SETTINGS_THAT_TRAIN = (
 )
 
 
-def trainer_data(task: Task, tokenizer: Tokenizer, encoded: dict[str, Any]) -> dict[str, Any]:
+def trainer_data(
+    task: Task, tokenizer: Tokenizer, encoded: dict[str, Any], others: Mapping[str, Tokenizer] | None = None
+) -> dict[str, Any]:
     """What a `Trainer` wants of a task: data, collator, tokenizer and metrics, as keyword arguments.
 
     It trains on what is unlabeled too, where `encoded` has that.
+
+    Args:
+        others: the tokenizers of teachers that read their own tokens, as `tasks.AnyTokens` takes them.
     """
+    collator = task.collator(tokenizer, encoded)
 
     def predicted(logits: Any, labels: Any) -> torch.Tensor:
         # The Trainer keeps what this returns of every batch: classes, not logits over a vocabulary.
@@ -70,7 +93,7 @@ def trainer_data(task: Task, tokenizer: Tokenizer, encoded: dict[str, Any]) -> d
     return {
         "train_dataset": train if unlabeled is None else datasets.concatenate_datasets([train, unlabeled]),
         "eval_dataset": encoded["validation"],
-        "data_collator": task.collator(tokenizer, encoded),
+        "data_collator": OtherTokensCollator(collator, tokenizer, others) if others else collator,
         "processing_class": tokenizer,
         "preprocess_logits_for_metrics": predicted,
         "compute_metrics": compute_metrics,
@@ -106,12 +129,20 @@ def save_model(trainer: Trainer, folder: Path, sparse: bool = False) -> None:
 class Teacher(LoadedModel):
     """A teacher, the folder that keeps it, and, while it has to be trained, how and from what.
 
-    Several are one model, an `Ensemble`, kept in no one folder.
+    Several are one model, an `Ensemble`, kept in no one folder. The tokenizer is the student's.
+
+    Attributes:
+        others: the tokenizers of teachers that read their own tokens, as `tasks.AnyTokens` takes them.
     """
 
     folder: str | None = None
     plan: FinetuningArguments | None = None
     identity: str | None = None
+    others: Mapping[str, Tokenizer] = field(default_factory=dict)
+
+    def encode(self, task: Task) -> dict[str, Any]:
+        """The task's splits, as the student reads them and the teachers."""
+        return task.encode(self.tokenizer, self.others) if isinstance(task, AnyTokens) else task.encode(self.tokenizer)
 
     @property
     def folders(self) -> list[str]:
@@ -136,19 +167,25 @@ def load_teacher(models: TeacherStudentArguments, task: Task, arguments: Distill
     source = name or str(models.teacher_config)
     weights = _needs_weights(names, models, arguments)
     loaded = load_or_start(name, models.teacher_config, models.tokenizer_name_or_path, task, weights)
+    readers = Readers(student_tokenizer(models, loaded.tokenizer), task)
     if loaded.is_trained:
-        if others:
-            return Teacher(load_ensemble(loaded, others, models, task, arguments, weights), loaded.tokenizer, True)
-        return Teacher(**vars(loaded), folder=name)
-    if not models.finetune_teacher:
+        every = [loaded, *_load_others(others, task, weights)]
+        heard = [readers.fit(each.model, each.tokenizer) for each in every]
+        model = heard[0] if len(heard) == 1 else ensemble(heard, readers.tokenizer, models, arguments)
+        teacher = Teacher(model, readers.tokenizer, True, folder=None if others else name)
+    elif models.finetune_teacher:
+        plan = teacher_arguments(models, arguments)
+        folder, identity = str(plan.output_dir), teacher_identity(source, loaded, task, plan)
+        found = reusable_teacher(Path(folder), identity, task, _needs_weights([folder], models, arguments))
+        model = readers.fit((found or loaded).model, loaded.tokenizer)
+        teacher = Teacher(model, readers.tokenizer, found is not None, folder=folder)
+        if found is None:
+            teacher.plan, teacher.identity = plan, identity
+    else:
         raise InputError(f"{source} has no head that was trained for the task: add --finetune_teacher")
-    plan = teacher_arguments(models, arguments)
-    identity = teacher_identity(source, loaded, task, plan)
-    folder = str(plan.output_dir)
-    found = reusable_teacher(Path(folder), identity, task, _needs_weights([folder], models, arguments))
-    if found is not None:
-        return Teacher(**vars(found), folder=folder)
-    return Teacher(**vars(loaded), folder=folder, plan=plan, identity=identity)
+    teacher.others = readers.others
+    check_own_tokens(teacher, task, models, arguments)
+    return teacher
 
 
 def _needs_weights(folders: Sequence[str], models: TeacherStudentArguments, arguments: DistillationArguments) -> bool:
@@ -157,31 +194,54 @@ def _needs_weights(folders: Sequence[str], models: TeacherStudentArguments, argu
     return cache is None or models.student_is_of_the_teacher or not is_complete_for(Path(cache), folders)
 
 
-def load_ensemble(
-    first: LoadedModel,
-    others: Sequence[str],
+def _load_others(names: Sequence[str], task: Task, weights: bool) -> list[LoadedModel]:
+    loaded = [load_model(name, task, adopt=False, weights=weights) for name in names]
+    for name, each in zip(names, loaded, strict=True):
+        if not each.is_trained:
+            raise InputError(f"{name} has no head that was trained for the task: train it by scripts/finetune.py")
+    return loaded
+
+
+def ensemble(
+    teachers: Sequence[nn.Module],
+    tokenizer: Tokenizer,
     models: TeacherStudentArguments,
-    task: Task,
     arguments: DistillationArguments,
-    weights: bool = True,
 ) -> Ensemble:
-    """The first teacher and the others that are named, as one.
+    """Teachers as one, by the flags that say how.
+
+    Args:
+        tokenizer: of those that are not `OwnTokens`.
 
     Raises:
-        InputError: One of the others has no trained head, or reads or predicts something else than the first.
+        InputError: They predict other things than the first.
     """
-    teachers = [first.model]
-    for name in others:
-        loaded = load_model(name, task, adopt=False, weights=weights)
-        if not loaded.is_trained:
-            raise InputError(f"{name} has no head that was trained for the task: train it by scripts/finetune.py")
-        if loaded.tokenizer.get_vocab() != first.tokenizer.get_vocab():
-            raise InputError(f"the teachers {first.model.name_or_path} and {name} do not read the same token ids")
-        teachers.append(loaded.model)
-    trim_vocabularies(first.tokenizer, *teachers)
+    trim_vocabularies(tokenizer, *(each for each in teachers if isinstance(each, PreTrainedModel)))
     # The squared error of logits knows no temperature.
     temperature = 1.0 if arguments.soft_target_loss == "mse" else arguments.temperature
     return Ensemble(teachers, models.teacher_weights, models.teacher_mean, temperature)
+
+
+def check_own_tokens(
+    teacher: Teacher, task: Task, models: TeacherStudentArguments, arguments: DistillationArguments
+) -> None:
+    """See that nothing is asked of teachers with tokens of their own that only one with the student's can answer.
+
+    Raises:
+        InputError: It is.
+    """
+    if not teacher.others:
+        return
+    if models.generations > 1:
+        raise InputError(
+            f"--generations {models.generations}: each student teaches the next as the teacher taught it, and this "
+            "teacher reads other tokens than the student: distil once, and the generations from that student"
+        )
+    if isinstance(task, TokenClassification) and arguments.distilled_positions == "all":
+        raise InputError(
+            "--distilled_positions all: a teacher and a student of other tokens meet at the first token of each word "
+            "alone; give masked"
+        )
 
 
 def reusable_teacher(
@@ -254,3 +314,23 @@ def finetune(
         write_record(folder, methods=["finetune"], metrics=metrics, data=data_hash, **record)
     trainer.accelerator.wait_for_everyone()
     loaded.model, loaded.is_trained = trainer.accelerator.unwrap_model(trainer.model), True
+
+
+def finetune_teacher(teacher: Teacher, task: Task, encoded: dict[str, Any]) -> None:
+    """Fine-tune a teacher as it is planned, on the tokens that it reads.
+
+    Args:
+        encoded: as the student reads the data.
+    """
+    assert teacher.plan is not None
+    bare, others = LoadedModel(members(teacher.model)[0], teacher.tokenizer, False), list(teacher.others.values())
+    if others:
+        (bare.tokenizer,) = others
+        with teacher.plan.main_process_first():
+            encoded = task.encode(bare.tokenizer)
+    finetune(bare, task, encoded, teacher.plan, identity=teacher.identity)
+    if isinstance(teacher.model, OwnTokens):
+        teacher.model.teacher = bare.model
+    else:
+        teacher.model = bare.model
+    teacher.is_trained = True

@@ -26,7 +26,7 @@ from prunelle.compression import distilbert_from_bert, from_pretrained, student_
 from prunelle.errors import InputError, load_checkpoint_with
 from prunelle.tasks import DataArguments, Task, problem_type
 from prunelle.tasks.tokenizer import train_causal_tokenizer, train_sequence_tokenizer, train_tokenizer
-from prunelle.trainers.ensemble import members
+from prunelle.trainers.ensemble import members, readers_of_the_same
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +94,10 @@ class TeacherStudentArguments:
     student_config: str | None = field(
         default=None, metadata={"help": "A student from scratch: config.json's folder or file, or the JSON itself."}
     )
+    student_tokenizer_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "By default that of --student_name_or_path, else the teacher's (classifiers may differ)."},
+    )
     generations: int = field(
         default=1,
         metadata={"help": "How many students, each taught by the one before and made like the first."},
@@ -116,6 +120,10 @@ class TeacherStudentArguments:
         }
         if sum(way is not None for way in ways.values()) != 1:
             raise InputError(f"give the student in one way: {', '.join(ways)}")
+        if self.student_is_of_the_teacher and self.student_tokenizer_name_or_path is not None:
+            raise InputError(
+                "--student_tokenizer_name_or_path: a student made of the teacher's layers reads its tokens"
+            )
         if self.student_decoder_layers is not None and self.student_architecture is not None:
             raise InputError(f"--student_decoder_layers: {self.student_architecture} has no decoder")
         self.layers()
@@ -232,27 +240,50 @@ def build_student(
 ) -> PreTrainedModel:
     """The student, in the way that the arguments ask for; of an ensemble, out of the first teacher.
 
+    Args:
+        tokenizer: as `student_tokenizer` gives it.
+
     Raises:
-        InputError: Layers that the teacher has not, or a student that reads other token ids than the teacher.
+        InputError: Layers that the teacher has not, or a checkpoint that cannot be used.
     """
     first = members(teacher)[0]
     if arguments.student_architecture == "distilbert":
         return distilbert_from_bert(first, arguments.layers())
     if arguments.student_layers is not None or arguments.student_decoder_layers is not None:
         return student_from_layers(first, arguments.layers(), arguments.decoder_layers())
-    return companion(arguments.student_name_or_path, arguments.student_config, members(teacher), task, tokenizer)
+    others, own = readers_of_the_same(teacher), arguments.student_tokenizer_name_or_path
+    student = companion(arguments.student_name_or_path, arguments.student_config, others, task, tokenizer, own)
+    student.config.problem_type = problem_type(first)  # many a checkpoint does not say
+    return student
+
+
+def student_tokenizer(arguments: TeacherStudentArguments, tokenizer: Tokenizer) -> Tokenizer:
+    """The student's own, or the teacher's where that has the same tokens, or the student none of its own."""
+    name = arguments.student_tokenizer_name_or_path or arguments.student_name_or_path
+    if name is None:
+        return tokenizer
+    own = load_checkpoint_with(AutoTokenizer.from_pretrained, name)
+    return tokenizer if own.get_vocab() == tokenizer.get_vocab() else own
 
 
 def companion(
-    name_or_path: str | None, config: str | None, others: Sequence[PreTrainedModel], task: Task, tokenizer: Tokenizer
+    name_or_path: str | None,
+    config: str | None,
+    others: Sequence[PreTrainedModel],
+    task: Task,
+    tokenizer: Tokenizer,
+    tokenizer_name_or_path: str | None = None,
 ) -> PreTrainedModel:
     """A checkpoint, or a model from scratch of a configuration, that reads the same token ids as others.
+
+    Args:
+        tokenizer_name_or_path: the checkpoint's, where it is not beside it.
 
     Raises:
         InputError: It does not.
     """
     if name_or_path is not None:
-        loaded = load_model(name_or_path, task, adopt=False)
+        loaded = load_model(name_or_path, task, tokenizer_name_or_path, adopt=False)
         if loaded.tokenizer.get_vocab() != tokenizer.get_vocab():
             raise InputError(
                 f"the vocabularies differ: {name_or_path} has {len(loaded.tokenizer)} tokens and "
@@ -260,12 +291,11 @@ def companion(
                 "must read the same token ids"
             )
         model = loaded.model
-        model.config.problem_type = problem_type(others[0])  # many a checkpoint does not say
     else:
         assert config is not None
         settings = _read_config(config)
         if "vocab_size" not in _explicit(config):
-            settings.vocab_size = others[0].config.vocab_size
+            settings.vocab_size = others[0].config.vocab_size if others else len(tokenizer)
         _fit_to_tokenizer(settings, tokenizer)
         task.configure(settings)
         model = task.auto_model_class.from_config(settings)

@@ -18,7 +18,7 @@ from prunelle.trainers.arguments import PredictionArguments
 from prunelle.trainers.distillation import ObjectiveTrainer
 from prunelle.trainers.ensemble import taken
 from prunelle.trainers.models import companion, load_or_start, tokenizer_for
-from prunelle.trainers.objective import Objective, check_same_classes, soft_target_term
+from prunelle.trainers.objective import Objective, check_same_classes, check_same_vocabulary, soft_target_term
 from prunelle.trainers.terms import Batch, HardLabelTerm, Outputs, Term
 
 
@@ -196,6 +196,7 @@ def mutual_objective(peers: Sequence[PreTrainedModel], arguments: MutualArgument
         InputError: What the peers predict cannot be compared.
     """
     for other in peers[1:]:
+        check_same_vocabulary(other, peers[0])
         check_same_classes(other, peers[0], arguments)
     terms: dict[str, Term] = {}
     for number in range(len(peers)):

@@ -30,7 +30,7 @@ from prunelle.tasks import answers_questions, choices, problem_type
 from prunelle.tasks.choices import MULTI_LABEL, REGRESSION
 from prunelle.trainers.arguments import DistillationArguments, PredictionArguments
 from prunelle.trainers.attention import SelfAttention, attends_by_products, catch, find_attention
-from prunelle.trainers.ensemble import Ensemble, class_names, members
+from prunelle.trainers.ensemble import Ensemble, class_names, members, readers_of_the_same
 from prunelle.trainers.head import Head, Logits, find_head, summed_over_chunks
 from prunelle.trainers.layer_map import layer_pairs
 from prunelle.trainers.schedule import Schedule
@@ -206,7 +206,15 @@ def build_objective(student: PreTrainedModel, teacher: nn.Module, arguments: Dis
             or heads.
     """
     teacher_head, ensemble = find_head(teacher), [teacher] if isinstance(teacher, Ensemble) else []
-    teacher, *_ = members(teacher)
+    first, *_ = members(teacher)
+    if first in readers_of_the_same(teacher):
+        check_same_vocabulary(student, first)
+    elif inside := arguments.terms_inside:
+        raise InputError(
+            f"the teacher {first.name_or_path} reads other tokens than the student, and what it holds inside is of "
+            f"those: give {' '.join(f'--{name}_weight 0' for name in inside)}"
+        )
+    teacher = first
     check_same_classes(student, teacher, arguments)
     weights = {name: arguments.term_weights[name] for name in arguments.wanted_terms}
     ours: list[SelfAttention] = []
@@ -346,18 +354,26 @@ def _depth(model: PreTrainedModel) -> int:
     return getattr(config, decoder_depth(config) if config.is_encoder_decoder else "num_hidden_layers")
 
 
+def check_same_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """See that the two can read the same token ids.
+
+    Raises:
+        InputError: One knows more than the other.
+    """
+    ours, theirs = student.config.vocab_size, teacher.config.vocab_size
+    if ours != theirs:
+        raise InputError(
+            f"the student's vocabulary has {ours} tokens and the teacher's {theirs}: both must read the same token ids"
+        )
+
+
 def check_same_classes(student: PreTrainedModel, teacher: PreTrainedModel, arguments: PredictionArguments) -> None:
     """See that what the two predict can be compared.
 
     Raises:
-        InputError: They have other vocabularies, classes or first tokens; or too few classes for the top k.
+        InputError: They have other classes or first tokens; or too few classes for the top k.
     """
     ours, theirs = student.config, teacher.config
-    if ours.vocab_size != theirs.vocab_size:
-        raise InputError(
-            f"the student's vocabulary has {ours.vocab_size} tokens and the teacher's {theirs.vocab_size}: "
-            "both must read the same token ids"
-        )
     if answers_questions(student):
         if "soft_target" in arguments.wanted_terms and arguments.soft_target_loss == "top_k":
             raise InputError("--soft_target_loss top_k is for many classes: an answer is one of a window's few tokens")

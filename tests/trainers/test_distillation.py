@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
@@ -35,6 +35,7 @@ from prunelle.losses import (
     SoftTargetLoss,
 )
 from prunelle.trainers import DistillationArguments, DistillationTrainer
+from prunelle.trainers.own_tokens import OwnTokens
 
 CONFIG = {
     "vocab_size": 40,
@@ -84,6 +85,19 @@ def narrow_pair(masked_lm: bool) -> tuple[PreTrainedModel, PreTrainedModel]:
     _, teacher = pair(masked_lm)
     set_seed(1)
     return type(teacher)(BertConfig(**CONFIG | {"num_hidden_layers": 2, "hidden_size": 8})).double(), teacher
+
+
+def own_tokens_pair(masked_lm: bool) -> tuple[PreTrainedModel, OwnTokens]:
+    """The teacher reads tokens of its own."""
+    student, teacher = pair(masked_lm)
+    return student, OwnTokens(teacher, "teacher_1_")
+
+
+def with_own_tokens(data: Dataset) -> Dataset:
+    """Each text in the teacher's tokens too: here the student's backwards."""
+    backwards = [[*ids[::-1]] for ids in data["input_ids"]], [[*mask[::-1]] for mask in data["attention_mask"]]
+    own = Dataset.from_dict(dict(zip(("teacher_1_input_ids", "teacher_1_attention_mask"), backwards, strict=True)))
+    return concatenate_datasets([data, own], axis=1)
 
 
 def distilbert_pair(masked_lm: bool) -> tuple[PreTrainedModel, PreTrainedModel]:
@@ -491,12 +505,14 @@ for name, (masked_lm, models, flags) in CASES.items():
     Path(f"{folder}-{trainer.args.process_index}.json").write_text(json.dumps(trainer.state.log_history))
 """
 WITHOUT_LOGITS: dict[str, Any] = {**NO_LOGITS, "learning_rate": 0.02}
+ONLY_LOGITS: dict[str, Any] = {"hidden_cosine_weight": 0.0}
 BY_TWO: dict[str, Any] = {"per_device_train_batch_size": 2}
 CASES: dict[str, tuple[bool, Any, dict[str, Any]]] = {
     "triple loss": (True, pair, {}),
     "triple loss, all positions": (True, pair, {"distilled_positions": "all", "learning_rate": 0.02}),
     "triple loss, accumulated": (True, pair, {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}),
     "classes": (False, pair, {}),
+    "own tokens": (False, own_tokens_pair, {"train_dataset": with_own_tokens(rows(16, False)), **ONLY_LOGITS}),
     "projected": (
         False,
         narrow_pair,
@@ -513,7 +529,8 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
     """
     (tmp_path / "two.py").write_text(TWO_PROCESSES)
     (tmp_path / "two").mkdir()
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path(__file__).parent)}
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": path}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
         [*launcher, tmp_path / "two.py", tmp_path / "two"], capture_output=True, text=True, env=environment
