@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,7 +22,7 @@ PACKAGES = (
 
 
 def write_record(folder: Path, **entries: Any) -> None:
-    """Write `folder/compression.json`: the entries, and the versions of what computed them.
+    """Write `folder/compression.json`, whole or not at all: the entries, and the versions of what computed them.
 
     Args:
         folder: The output folder; it is made where it does not exist.
@@ -29,7 +30,9 @@ def write_record(folder: Path, **entries: Any) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     record = {**entries, "versions": versions()}
-    (folder / RECORD_NAME).write_text(as_text(record), encoding="utf-8")
+    unfinished = folder / f".unfinished-{RECORD_NAME}"
+    unfinished.write_text(as_text(record), encoding="utf-8")
+    os.replace(unfinished, folder / RECORD_NAME)
 
 
 def as_text(record: dict[str, Any]) -> str:

@@ -125,6 +125,21 @@ def save_model(trainer: Trainer, folder: Path, sparse: bool = False) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
+def save_with_record(trainer: Trainer, folder: Path, **record: Any) -> None:
+    """Write the trained model, and when all of it is there `compression.json`.
+
+    Args:
+        record: What that says. An `identity` is in the folder before the model is: where the run is killed in between,
+            the next one knows its own and makes it anew.
+    """
+    if trainer.is_world_process_zero() and "identity" in record:
+        write_record(folder, identity=record["identity"], unfinished=True)
+    save_model(trainer, folder)
+    if trainer.is_world_process_zero():
+        write_record(folder, **record)
+    trainer.accelerator.wait_for_everyone()
+
+
 @dataclass
 class Teacher(LoadedModel):
     """A teacher, the folder that keeps it, and, while it has to be trained, how and from what.
@@ -247,7 +262,7 @@ def check_own_tokens(
 def reusable_teacher(
     folder: Path, identity: str, task: Task, weights: bool = True, flag: str = "teacher_output_dir"
 ) -> LoadedModel | None:
-    """The teacher trained by an earlier run, or None where there is none yet.
+    """The teacher trained by an earlier run, or None where there is none yet, or one that was not written to its end.
 
     Args:
         weights: as for `load_model`.
@@ -264,6 +279,9 @@ def reusable_teacher(
             f"{folder} holds another model, or a teacher trained on other data or with other settings: "
             f"give another --{flag}, or remove it"
         )
+    if "unfinished" in record:
+        logger.info("the teacher in %s was not written to its end: it is trained again", folder)
+        return None
     logger.info("the teacher in %s is used again", folder)
     return load_model(str(folder), task, weights=weights)
 
@@ -307,12 +325,8 @@ def finetune(
     # Labels stand where their logits do, a causal language model's too: all of them count.
     trainer._loss_shifts_labels = False
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
-    metrics = trainer.evaluate()
-    save_model(trainer, folder)
-    if trainer.is_world_process_zero():
-        data_hash = task.fingerprint(unlabeled=False)
-        write_record(folder, methods=["finetune"], metrics=metrics, data=data_hash, **record)
-    trainer.accelerator.wait_for_everyone()
+    record |= {"methods": ["finetune"], "metrics": trainer.evaluate(), "data": task.fingerprint(unlabeled=False)}
+    save_with_record(trainer, folder, **record)
     loaded.model, loaded.is_trained = trainer.accelerator.unwrap_model(trainer.model), True
 
 

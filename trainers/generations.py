@@ -8,12 +8,12 @@ from typing import Any
 
 from transformers import set_seed
 
-from prunelle.compression.record import fingerprint, write_record
+from prunelle.compression.record import fingerprint
 from prunelle.errors import InputError
 from prunelle.tasks import Task
 from prunelle.trainers.arguments import DistillationArguments, FinetuningArguments
 from prunelle.trainers.distillation import DistillationTrainer
-from prunelle.trainers.finetuning import SETTINGS_THAT_TRAIN, Teacher, reusable_teacher, save_model, trainer_data
+from prunelle.trainers.finetuning import SETTINGS_THAT_TRAIN, Teacher, reusable_teacher, save_with_record, trainer_data
 from prunelle.trainers.models import TeacherStudentArguments, build_student, tokenizer_for
 from prunelle.trainers.teacher_cache import checkpoint_fingerprint
 
@@ -86,12 +86,8 @@ def _generation(
     data = trainer_data(task, tokenizer_for(student, teacher.tokenizer), encoded)
     trainer = DistillationTrainer(student, teacher.model, plan, **data)
     trainer.train()
-    metrics = trainer.evaluate()
-    save_model(trainer, folder)
-    if trainer.is_world_process_zero():
-        history = trainer.state.log_history
-        write_record(folder, methods=["distill"], identity=identity, metrics=metrics, training=history)
-    trainer.accelerator.wait_for_everyone()
+    metrics, history = trainer.evaluate(), trainer.state.log_history
+    save_with_record(trainer, folder, methods=["distill"], identity=identity, metrics=metrics, training=history)
     return Teacher(trainer.accelerator.unwrap_model(trainer.model), teacher.tokenizer, True, folder=str(folder))
 
 

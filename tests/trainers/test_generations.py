@@ -1,6 +1,7 @@
 """Self-distillation: each generation is taught by the last, and none is trained twice."""
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 from prunelle.cli import main
 from prunelle.scripts import _closing
+from prunelle.trainers import finetuning
 
 
 @pytest.fixture
@@ -51,16 +53,26 @@ def test_each_generation_is_taught_by_the_last(words: list[str], teacher: str, t
 
 
 def test_finished_generations_are_used_again(
-    words: list[str], tmp_path: Path, closings: Mock, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    tmp_path: Path,
+    closings: Mock,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Prevents a run that was cut off from starting over, from ending elsewhere, or on generations of other flags."""
+    """Prevents a run that was cut off from starting over, from ending elsewhere, or on generations of other flags; and
+    one that was killed while it wrote a generation from taking it for a stranger's, or for whole."""
     assert main(["distill", *words]) == 0
     first, second, last = (Path(f"{tmp_path}/run{ending}") for ending in ("-generation-1", "-generation-2", ""))
     expected = weights(second), weights(last)
     written = (first / "model.safetensors").stat().st_mtime_ns
     shutil.rmtree(last)
-    (second / "compression.json").unlink()  # written last: without it, and without a model, it was cut off
-    (second / "config.json").unlink()
+    shutil.rmtree(second)
+    killed = Mock(side_effect=lambda trainer, folder: (folder / "config.json").write_text("{}") and sys.exit())
+    with monkeypatch.context() as patched:
+        patched.setattr(finetuning, "save_model", killed)
+        with pytest.raises(SystemExit):
+            main(["distill", *words])
+    assert (second / "config.json").read_text() == "{}"
     assert main(["distill", *words]) == 0
     assert (first / "model.safetensors").stat().st_mtime_ns == written
     assert equal(weights(second), expected[0])
