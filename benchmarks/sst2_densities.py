@@ -86,7 +86,7 @@ def prune(
 ) -> tuple[PreTrainedModel, float]:
     """A model that was pruned from `start`, and the density of its pruned weights together."""
     set_seed(seed)
-    model = deepcopy(start)
+    model = deepcopy(start).requires_grad_()  # a trainer whose teacher it was has frozen it
     pruning = PruningArguments(
         density=[density],
         score=score,  # type: ignore[arg-type]

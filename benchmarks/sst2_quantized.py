@@ -38,8 +38,14 @@ from prunelle.trainers import (
 )
 from prunelle.trainers.finetuning import trainer_data
 
-# The model's own predictions in float32, unsoftened, are what a quantized one is to give.
-ITS_OWN = {"soft_target_weight": 1.0, "hard_label_weight": 0.0, "hidden_cosine_weight": 0.0, "temperature": 1.0}
+# The model's own logits and hidden states in float32 are what a quantized one is to give.
+ITS_OWN = {
+    "soft_target_loss": "mse",
+    "soft_target_weight": 1.0,
+    "hard_label_weight": 0.0,
+    "hidden_cosine_weight": 0.0,
+    "hidden_mse_weight": 1.0,
+}
 SCHEMES: dict[str, dict[str, Any]] = {
     "int8-dynamic": {},
     "int8-static": {},
@@ -63,6 +69,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=float, default=1)
     parser.add_argument("--learning_rate", type=float, default=1e-5)
+    parser.add_argument("--loss", type=json.loads, help="terms of the distillation, in JSON, over those here")
     parser.add_argument("--no_dropout", action="store_true", help="train without it")
     parser.add_argument("--latency_seconds", type=float, default=0.0)
     options = parser.parse_args()
@@ -74,7 +81,7 @@ def main() -> None:
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
     expected = sentences.predict(sentences.model, "test")
-    shared = {name: getattr(options, name) for name in ("embeddings", "epochs", "learning_rate", "no_dropout")}
+    shared = {name: getattr(options, name) for name in ("embeddings", "epochs", "learning_rate", "no_dropout", "loss")}
     shared["model"] = sentences.accuracy(expected, "test")
     with tempfile.TemporaryDirectory() as folder:
         files = {}
@@ -106,7 +113,7 @@ def main() -> None:
 def quantize(sentences: Sentences, scheme: str, way: str, seed: int, folder: str, options: argparse.Namespace) -> Path:
     """The file of a copy of the model."""
     set_seed(seed)
-    model = deepcopy(sentences.model)
+    model = deepcopy(sentences.model).requires_grad_()  # a trainer whose teacher it was has frozen it
     method = QuantizationArguments(**{"scheme": scheme, "embeddings": options.embeddings, **SCHEMES[scheme]}).method()
     common: dict[str, Any] = {
         "output_dir": folder,
@@ -117,7 +124,7 @@ def quantize(sentences: Sentences, scheme: str, way: str, seed: int, folder: str
     }
     inputs = trainer_data(sentences.task, sentences.tokenizer, sentences.encoded)
     if way == "distillation":
-        arguments = DistillationArguments(**common, **ITS_OWN)
+        arguments = DistillationArguments(**common, **(ITS_OWN | (options.loss or {})))
         DistillationTrainer(model, sentences.model, arguments, [method], [options.model], **inputs).train()
     else:
         CompressionTrainer(model, FinetuningArguments(**common), [method], **inputs).train()
