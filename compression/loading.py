@@ -1,13 +1,12 @@
 """Loads any checkpoint, those included whose layers stock classes cannot build."""
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from prunelle.compression.pruning.nn_pruning_bridge import read_masked, say_pruned_heads
+from prunelle.compression.pruning.nn_pruning_bridge import read_nn_pruning, say_pruned_heads
 from prunelle.compression.shapes import shaped_class
 from prunelle.compression.sparse import read_sparse
 from prunelle.errors import InputError, load_checkpoint_with
@@ -41,7 +40,7 @@ def _load(stock: type[PreTrainedModel], name: str, config: PreTrainedConfig, **o
     """`from_pretrained`, told the weights where it would not find them."""
     weights = read_sparse(name)
     if weights is None:
-        weights = read_masked(Path(name), config)
+        weights = read_nn_pruning(name, config)
     say_pruned_heads(config, stock)
     model_class = shaped_class(stock, config)
     if weights is None:

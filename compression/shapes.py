@@ -5,7 +5,7 @@ given such a checkpoint builds full layers and refuses the weights, whose shapes
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from transformers import MPNetModel, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from prunelle.compression.anatomy import Layer, Linear, NoHeads, NoInputs, NoOutputs, Units, dissect
+from prunelle.compression.norms import LAYER_NORM, NO_NORM, has_no_norms, leave_out_norms
 from prunelle.errors import InputError
 
 # What attentions call their number of heads, and the width of all of them.
@@ -30,20 +31,28 @@ def layer_shapes(model: PreTrainedModel) -> list[dict[str, Any]]:
 
 
 def shaped_class(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The class that builds models of this configuration: the stock one where it says no `layer_shapes`.
+    """The class that builds models of this configuration: the stock one where it says no `layer_shapes` and no NoNorms.
 
     Else one that goes by the stock class's name and makes the layers small once it has built them, before weights
     are loaded. What it builds may be given the stock class again: its modules are what differs.
     """
-    if getattr(config, "layer_shapes", None) is None:
+    if not needs_shaped_class(config.to_dict()):
         return model_class
 
     def __init__(self: PreTrainedModel, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
         model_class.__init__(self, config, *args, **kwargs)
-        _make_room(self)
+        if has_no_norms(config):
+            leave_out_norms(self)
+        if getattr(config, "layer_shapes", None) is not None:
+            _make_room(self)
 
     names = {"__init__": __init__, "__module__": model_class.__module__, "__qualname__": model_class.__qualname__}
     return type(model_class.__name__, (model_class,), names)
+
+
+def needs_shaped_class(config: Mapping[str, Any]) -> bool:
+    """Whether no stock class can load what a configuration, as it is written down, describes."""
+    return config.get("layer_shapes") is not None or config.get(LAYER_NORM) == NO_NORM
 
 
 def keep_units(

@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from prunelle.compression.layers import LayerList, find_stacks
+from prunelle.compression.norms import LAYER_NORM
 from prunelle.compression.rebuild import build, copied_config, fill
 from prunelle.errors import InputError
 
@@ -263,9 +264,8 @@ def _distilbert_config(bert: PreTrainedConfig) -> DistilBertConfig:
             stacklevel=3,
         )
     classifier_dropout = bert.classifier_dropout
-    shapes = getattr(bert, "layer_shapes", None)
     return DistilBertConfig(
-        **({} if shapes is None else {"layer_shapes": shapes}),
+        **{key: value for key in ("layer_shapes", LAYER_NORM) if (value := getattr(bert, key, None)) is not None},
         vocab_size=bert.vocab_size,
         max_position_embeddings=bert.max_position_embeddings,
         sinusoidal_pos_embds=False,

@@ -11,6 +11,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from prunelle.compression.record import RECORD_NAME, read_record, without_folders
+from prunelle.compression.shapes import needs_shaped_class
 from prunelle.compression.sparse import SPARSE_NAME
 from prunelle.export.checkpoint import HEADS
 from prunelle.export.files import published_when_done
@@ -169,7 +170,7 @@ class Card:
     def _transformers(self) -> str:
         loads = f'{self.auto_class}.from_pretrained("{self.model_id}")'
         imports = [f"from transformers import {self.auto_class}, AutoTokenizer, pipeline"]
-        if "layer_shapes" in self.config or (self.folder / SPARSE_NAME).is_file():  # no stock class can load these
+        if needs_shaped_class(self.config) or (self.folder / SPARSE_NAME).is_file():  # no stock class can load these
             loads = f'prunelle.from_pretrained("{self.model_id}")'
             imports = ["import prunelle", "from transformers import AutoTokenizer, pipeline"]
         lines = [f"model = {loads}", f'tokenizer = AutoTokenizer.from_pretrained("{self.model_id}")']

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from prunelle.compression import CompressionMethod
 from prunelle.compression.activations import GeluToRelu
+from prunelle.compression.norms import LayerNormToNoNorm
 from prunelle.compression.pruning import (
     LAYERS,
     SHARED,
@@ -135,6 +136,13 @@ class PruningArguments:
             "whatever the schedule."
         },
     )
+    layer_norm_to_no_norm: bool = field(
+        default=False,
+        metadata={
+            "help": "Replace LayerNorm by NoNorm, a factor and a summand for each feature, when --gelu_to_relu would "
+            "replace GeLU; the folder is then loaded by prunelle.from_pretrained."
+        },
+    )
     score_init: Literal["magnitude", "zero", "noise"] = field(
         default="magnitude", metadata={"help": "Where learned scores begin; magnitude is |w| / std(w)."}
     )
@@ -171,7 +179,7 @@ class PruningArguments:
             raise InputError(f"--score_penalty needs scores that are learned, and --score {self.score} learns none")
         if self.calibration_samples < 1:
             raise InputError(f"--calibration_samples {self.calibration_samples} must be at least 1")
-        is_idle = self.schedule != "cubic" and not self.gelu_to_relu
+        is_idle = self.schedule != "cubic" and not (self.gelu_to_relu or self.layer_norm_to_no_norm)
         if is_idle and (self.pruning_warmup, self.pruning_cooldown) != (0.1, 0.3):
             raise InputError(
                 f"--schedule {self.schedule} has no --pruning_warmup and no --pruning_cooldown: leave them out"
@@ -193,7 +201,7 @@ class PruningArguments:
         self.methods(seed=0)
 
     def methods(self, seed: int, warmup_steps: float = 0.0) -> list[CompressionMethod]:
-        """What the flags describe: a method for each structure, one that rewinds, one that replaces activations.
+        """What the flags describe: a method for each structure, one that rewinds, those that replace modules.
 
         Args:
             seed: Of random scores and of noise.
@@ -223,6 +231,8 @@ class PruningArguments:
             methods.append(Rewinding(self._iterative(densities[0]), weights=self.rewind == "weights"))
         if self.gelu_to_relu:
             methods.append(GeluToRelu(self.pruning_warmup, self.pruning_cooldown))
+        if self.layer_norm_to_no_norm:
+            methods.append(LayerNormToNoNorm(self.pruning_warmup, self.pruning_cooldown))
         return methods
 
     def compact(self, model: PreTrainedModel) -> PreTrainedModel:

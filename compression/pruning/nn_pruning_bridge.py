@@ -25,19 +25,22 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import cached_file
 
 from prunelle.compression.activations import GeluToRelu
 from prunelle.compression.anatomy import Layer, dissect
 from prunelle.compression.method import CompressionMethod
+from prunelle.compression.norms import LAYER_NORM, MEMORY, NO_NORM, LayerNormToNoNorm
 from prunelle.compression.pruning.masks import HIGH, IS_OPEN, LOW
 from prunelle.compression.pruning.pruning import Pruning
 from prunelle.compression.pruning.schedule import OneShotSchedule
 from prunelle.compression.pruning.selection import keep_highest, keep_highest_in_rows
 from prunelle.compression.pruning.structures import UnitGroup, find_groups
+from prunelle.compression.replacement import GradualReplacement
 from prunelle.compression.shapes import layer_shapes
 from prunelle.errors import InputError
 
-ARGUMENTS_NAME = "sparse_args.json"
+ARGUMENTS_NAME, WEIGHTS = "sparse_args.json", ("model.safetensors", "pytorch_model.bin")
 PARTS = ("attention", "dense")  # What has arguments of its own. "dense" is all that is not attention.
 RUN = 4  # Of the weights in its ampere patterns, of which two stay.
 
@@ -45,6 +48,7 @@ RUN = 4  # Of the weights in its ampere patterns, of which two stay.
 _MASKS = (".mask_module.", ".ampere_module.")
 _SCORES, _PATTERN = ".mask_module.context_modules.{}.mask_scores", ".ampere_module.context_module.mask_scores"
 _PATTERNS = ".ampere_module.ampere_pattern"
+_SUMS = ".accumulator"  # Of the means and variances that a norm on its way to a NoNorm saw, and of their number.
 
 _THRESHOLDS = ("threshold", "sigmoied_threshold")  # Methods whose threshold is one of scores.
 
@@ -69,22 +73,34 @@ def say_pruned_heads(config: PreTrainedConfig, model_class: type[PreTrainedModel
     config.layer_shapes = shapes
 
 
-def read_masked(folder: Path, config: PreTrainedConfig) -> dict[str, Tensor] | None:
-    """The weights of a checkpoint of one of nn_pruning's runs, masked as it masks them in evaluation.
+def read_nn_pruning(name_or_path: str, config: PreTrainedConfig) -> dict[str, Tensor] | None:
+    """The weights of a checkpoint that nn_pruning wrote, where they are not as a model here takes them.
+
+    Those of a run are masked as it masks them in evaluation; those of NoNorms have another shape.
 
     Args:
-        folder: with the run's `sparse_args.json`.
-        config: of the model; where its GeLUs became ReLUs it says so now.
+        name_or_path: A folder, or a model of the hub, which no run is.
+        config: Of the model; it says now where GeLUs became ReLUs, and LayerNorms NoNorms.
 
     Returns:
-        What a stock model of this configuration has; None of any other folder, that of a compiled model too.
+        What a model of this configuration has; None of any other checkpoint.
 
     Raises:
         InputError: The folder does not say how its scores become masks, or the run did what cannot be understood.
     """
-    weights = _masked_weights(folder)
-    if weights is None:
+    if (masked := _masked_weights(Path(name_or_path))) is not None:
+        return _baked(Path(name_or_path), masked, config)
+    if vars(config).pop("layer_norm_type", None) != "no_norm":
         return None
+    setattr(config, LAYER_NORM, NO_NORM)
+    files = (cached_file(name_or_path, file, _raise_exceptions_for_missing_entries=False) for file in WEIGHTS)
+    weights = _load(Path(str(next(filter(None, files)))))
+    norms = {name: tensor[None] for name, tensor in weights.items() if name.endswith("LayerNorm.weight")}
+    return weights | norms
+
+
+def _baked(folder: Path, weights: dict[str, Tensor], config: PreTrainedConfig) -> dict[str, Tensor]:
+    """What a run's weights and scores are in evaluation."""
     if not (folder / ARGUMENTS_NAME).is_file():
         raise InputError(f"it holds scores of nn_pruning, and no {ARGUMENTS_NAME} that says how they become masks")
     # Runs of older versions do not say whether biases are masked, and then they are not.
@@ -99,6 +115,13 @@ def read_masked(folder: Path, config: PreTrainedConfig) -> dict[str, Tensor] | N
         plain[f"{name}.weight"] = mask * plain[f"{name}.weight"]
         if arguments.bias_mask:
             plain[f"{name}.bias"] = (mask != 0).any(1) * plain[f"{name}.bias"]
+    if arguments.layer_norm_patch:
+        setattr(config, LAYER_NORM, NO_NORM)
+        for name in [name.removesuffix(_SUMS) for name in weights if name.endswith(_SUMS)]:
+            mean, variance, count = plain.pop(name + _SUMS)
+            factor = plain[f"{name}.weight"] * (variance / count + config.layer_norm_eps).rsqrt()
+            plain[f"{name}.bias"] = plain[f"{name}.bias"] - mean / count * factor
+            plain[f"{name}.weight"] = factor[None]
     return plain
 
 
@@ -217,8 +240,11 @@ class SparseArguments:
             return "distil_alpha_ce and distil_temperature must be above 0, and distil_alpha_teacher not below"
         if self.regularization not in ("disabled", None, "l1", "l0"):
             return f"regularization {self.regularization} is neither disabled nor l1 nor l0"
-        if self.layer_norm_patch:
-            return "layer_norm_patch is not known here: say false"
+        if self.layer_norm_patch and self.layer_norm_patch_start_delta != 1 - 1 / MEMORY:
+            return (
+                f"layer_norm_patch_start_delta {self.layer_norm_patch_start_delta}: means are forgotten in {MEMORY} "
+                f"batches here, which is {1 - 1 / MEMORY}"
+            )
         if self.final_finetune:
             return "final_finetune is a run of its own: prune first, then `prunelle finetune` what came out"
         if self.rewind_model_name_or_path is not None:
@@ -375,8 +401,8 @@ class SparsePruning(Pruning):
             yield "columns" if by_dimensions else _blocks(rows, columns), output
 
 
-class _GeluPatch(GeluToRelu):
-    """GeLUs that are ReLUs after so many steps."""
+class _Patch(GradualReplacement):
+    """Modules that are replaced after so many steps."""
 
     def __init__(self, patch_steps: int) -> None:
         super().__init__(0.0, 0.0)
@@ -384,13 +410,20 @@ class _GeluPatch(GeluToRelu):
 
     def start(self, steps: int) -> None:
         super().start(steps)
-        _check_patch_steps("gelu_patch_steps", self.patch_steps, steps)
+        if not 0 < self.patch_steps <= steps:
+            raise InputError(
+                f"{self.old} is to be {self.new} after {self.patch_steps} steps, and the run has {steps} optimizer "
+                f"steps: say {steps} at most"
+            )
         self.cooldown = 1 - self.patch_steps / steps
 
 
-def _check_patch_steps(name: str, patch_steps: int, steps: int) -> None:
-    if not 0 < patch_steps <= steps:
-        raise InputError(f"{name} is {patch_steps}, and the run has {steps} optimizer steps: say {steps} at most")
+class _GeluPatch(_Patch, GeluToRelu):
+    pass
+
+
+class _LayerNormPatch(_Patch, LayerNormToNoNorm):
+    pass
 
 
 def _blocks(rows: int, columns: int) -> str:
@@ -421,19 +454,26 @@ def methods_of(arguments: SparseArguments, warmup_steps: float) -> list[Compress
     ]
     if arguments.gelu_patch:
         methods.append(_GeluPatch(arguments.gelu_patch_steps))
+    if arguments.layer_norm_patch:
+        methods.append(_LayerNormPatch(arguments.layer_norm_patch_steps))
     return methods
 
 
 def _masked_weights(folder: Path) -> dict[str, Tensor] | None:
     """All that a checkpoint of one file holds; None where it has no scores, or there is no such file."""
-    if (file := folder / "model.safetensors").is_file():
+    file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if file is None:
+        return None
+    if file.suffix == ".safetensors":
         with safe_open(file, "pt") as opened:
-            is_masked = _is_masked(opened.keys())
-        return load_file(file) if is_masked else None
-    if (file := folder / "pytorch_model.bin").is_file():
-        weights = torch.load(file, "cpu", weights_only=True)
-        return weights if _is_masked(weights) else None
-    return None
+            if not _is_masked(opened.keys()):
+                return None
+    weights = _load(file)
+    return weights if _is_masked(weights) else None
+
+
+def _load(file: Path) -> dict[str, Tensor]:
+    return load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
 
 
 def _is_masked(names: Iterable[str]) -> bool:

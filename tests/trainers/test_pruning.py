@@ -166,7 +166,7 @@ def test_a_joint_run_shrinks_to_what_it_has_learned(tmp_path: Path, name: str, s
         {"score": "l0"},
         {"score": "wanda"},
         {"score": "magnitude", "schedule": "iterative", "pruning_rounds": 2, "rewind": "weights", "rewind_to": 0.25},
-        {"score": "magnitude"},
+        {"score": "magnitude", "layer_norm_to_no_norm": True},
         {"score": "movement", "structure": ["ffn", "4x4"], "density": 0.5},
         {"score": "random", "structure": ["heads"], "density": 0.5},
     ],

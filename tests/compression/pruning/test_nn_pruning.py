@@ -437,6 +437,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a start that is ignored": ({"mask_init": "kaiming"}, "ignored by nn_pruning"),
     "another penalty": ({"regularization": "l2"}, "neither disabled nor l1 nor l0"),
     "a second run": ({"final_finetune": True}, "a run of its own"),
+    "other means of norms": ({"layer_norm_patch": True, "layer_norm_patch_start_delta": 0.9}, "forgotten in 100"),
     "heads that stay": ({"rewind_model_name_or_path": "x"}, "whose heads are to stay"),
     "nothing": (
         {"dense_pruning_method": "disabled", "attention_pruning_method": "disabled"},
@@ -460,7 +461,7 @@ def test_a_run_too_short_for_its_arguments_is_refused(tmp_path: Path) -> None:
     attention.start(16)
     with pytest.raises(InputError, match=r"for 5 at first .* and for 10 in the end"):
         attention.start(15)
-    with pytest.raises(InputError, match="gelu_patch_steps is 50000, and the run has 16 optimizer steps"):
+    with pytest.raises(InputError, match="GeLU is to be ReLU after 50000 steps, and the run has 16 optimizer steps"):
         gelu.start(16)
     (attention, _) = methods_of(read_arguments(arguments_file(tmp_path, final_threshold=1e-4)), 0)
     with pytest.raises(InputError, match="keeps none of"):
@@ -497,6 +498,30 @@ def test_a_masked_checkpoint_is_read(run: str, tmp_path: Path) -> None:
     ours.save_pretrained(tmp_path / "again")
     stock = type(ours).from_pretrained(tmp_path / "again")
     assert torch.equal(stock(**BATCH).logits, ours(**BATCH).logits)
+
+
+def test_its_no_norms_are_read(tmp_path: Path) -> None:
+    """Prevents LayerNorms from being put back, whose weights have the same names."""
+    options = {"layer_norm_patch": True, "layer_norm_patch_steps": 6, "attention_pruning_method": "disabled"}
+    theirs, coordinator = patched(options | {"attention_output_with_dense": False})
+    for step in range(8):
+        coordinator.schedule_threshold(step, 8, 1, training=True)
+        theirs.train()(**BATCH)
+    coordinator.schedule_threshold(training=False)
+    logits = theirs.eval()(**BATCH).logits
+    save(theirs, coordinator, tmp_path / "masked")
+    with mock.patch.object(type(theirs), "prune_heads", prune_heads, create=True):
+        coordinator.compile_model(theirs)
+    assert theirs.config.layer_norm_type == "no_norm"
+    torch.testing.assert_close(theirs(**BATCH).logits, logits)
+    save(theirs, coordinator, tmp_path / "compiled")
+    for folder in ("masked", "compiled"):
+        ours, loading = prunelle.from_pretrained(str(tmp_path / folder), output_loading_info=True)
+        assert not any(loading.values()), loading
+        torch.testing.assert_close(ours(**BATCH).logits, logits)
+        ours.save_pretrained(tmp_path / "again")
+        again = prunelle.from_pretrained(str(tmp_path / "again"))
+        assert torch.equal(again(**BATCH).logits, ours(**BATCH).logits)
 
 
 def test_a_compiled_checkpoint_is_read(tmp_path: Path) -> None:
