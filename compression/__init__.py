@@ -7,6 +7,7 @@ from prunelle.compression.layers import find_layers as find_layers
 from prunelle.compression.layers import find_stacks as find_stacks
 from prunelle.compression.loading import from_pretrained as from_pretrained
 from prunelle.compression.method import CompressionMethod as CompressionMethod
+from prunelle.compression.pruning.density import bake_masks as bake_masks
 from prunelle.compression.student import distilbert_from_bert as distilbert_from_bert
 from prunelle.compression.student import every_second_layer as every_second_layer
 from prunelle.compression.student import student_from_layers as student_from_layers
@@ -15,6 +16,7 @@ __all__ = [
     "CompressionMethod",
     "LayerList",
     "bake",
+    "bake_masks",
     "decoder_depth",
     "distilbert_from_bert",
     "every_second_layer",

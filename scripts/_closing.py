@@ -14,6 +14,7 @@ from prunelle.compression.record import write_record
 from prunelle.export import export_and_report, report_on_sequences, write_card
 from prunelle.export.data import reader_of
 from prunelle.export.hub import upload
+from prunelle.export.pictures import densities, write_picture
 from prunelle.tasks import Task
 from prunelle.trainers import CompressionTrainer, MutualTrainer
 from prunelle.trainers.finetuning import save_model
@@ -34,15 +35,14 @@ def close(
 ) -> None:
     """Evaluate what was trained, save it, export it, and print the table of what that did to it.
 
-    Encoder-decoders are measured on what they write, and not exported. `--push_to_hub` uploads the folder then. Of
-    peers all of this is the best one's.
+    Encoder-decoders are measured on what they write, not exported; of peers it is the best. `--push_to_hub` uploads it.
 
     Args:
         collator: The task's own. The trainer's may look for cached answers, which other data has none of.
         plan: What of the model was trained to be quantized.
         compact: What makes the model smaller before it is saved.
         save_sparse: Whether the checkpoint is written without its zeros.
-        record: What `compression.json` is to say beside the data and the logs.
+        record: What `compression.json` is to say beside the data and the logs; `density.svg` shows its density.
     """
     folder, metrics = Path(str(trainer.args.output_dir)), trainer.evaluate()
     if isinstance(trainer, MutualTrainer):
@@ -53,9 +53,8 @@ def close(
     save_model(trainer, folder, save_sparse)
     if not trainer.is_world_process_zero():
         return
-    rows, batch_size = encoded.get("test", encoded["validation"]), trainer.args.per_device_eval_batch_size
     # Not the Trainer's loader, which would deal the examples out to the processes.
-    examples = DataLoader(rows, batch_size, collate_fn=collator)
+    examples = DataLoader(encoded.get("test", encoded["validation"]), trainer.args.eval_batch_size, collate_fn=collator)
     model = trainer.accelerator.unwrap_model(trainer.model)
     export = partial(export_and_report, plan=plan, reader=reader_of(task, encoded))
     measure = report_on_sequences if model.config.is_encoder_decoder else export
@@ -72,6 +71,8 @@ def close(
         record["quantization"] = asdict(plan)
         if plan.scheme in ("ternary", "binary"):
             save_packed(model, plan, folder / "model_packed.safetensors")
+    if record.get("density"):
+        write_picture(densities(record["density"], record["kept_layers"]), folder / "density.svg")
     write_record(folder, data=task.fingerprint(), training=trainer.state.log_history, **record)
     write_card(folder, report, trainer.hub_model_id)
     print(report.to_text())

@@ -7,13 +7,10 @@ prunelle prune --model_name_or_path runs/teacher --teacher_name_or_path runs/tea
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from prunelle.cli import parse, run
-from prunelle.compression import bake
+from prunelle.compression import bake_masks
 from prunelle.compression.anatomy import dissect
-from prunelle.compression.pruning import density_by_weight, kept_layers
-from prunelle.export.pictures import densities, write_picture
 from prunelle.launch import start
 from prunelle.scripts._closing import close
 from prunelle.tasks import TASKS, DataArguments
@@ -55,8 +52,7 @@ def main(argv: Sequence[str]) -> None:
         trainer = DistillationTrainer(pruned.model, teacher.model, arguments, methods, folders, **inputs)
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
 
-    density = density_by_weight(trainer.model, bake(trainer.model))
-    kept = kept_layers(trainer.model)
+    left = bake_masks(trainer.model)
     close(
         trainer,
         task,
@@ -68,11 +64,8 @@ def main(argv: Sequence[str]) -> None:
         save_sparse=pruning.save_sparse,
         methods=["prune"] if teacher is None else ["distill", "prune"],
         recipe=recipe,
-        density=density,
-        kept_layers=kept,
+        **left,
     )
-    if trainer.is_world_process_zero():
-        write_picture(densities(density, kept), Path(str(arguments.output_dir)) / "density.svg")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 
 from prunelle.cli import parse, run
-from prunelle.compression import bake, student_from_layers
+from prunelle.compression import bake_masks, student_from_layers
 from prunelle.launch import start
 from prunelle.scripts._closing import close
 from prunelle.tasks import TASKS, DataArguments
@@ -59,8 +59,7 @@ def main(argv: Sequence[str]) -> None:
         trainer = DistillationTrainer(quantized.model, teacher.model, arguments, methods, folders, **inputs)
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
 
-    plan = method.plan()
-    bake(trainer.model)
+    plan, left = method.plan(), bake_masks(trainer.model)
     close(
         trainer,
         task,
@@ -72,6 +71,7 @@ def main(argv: Sequence[str]) -> None:
         compact=pruning.compact if models.prune else None,
         methods=["distill"] * (teacher is not None) + ["prune"] * models.prune + ["quantize"],
         recipe=recipe,
+        **left,
     )
 
 

@@ -1,10 +1,31 @@
 """What is left of a model's weights."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
+from prunelle.compression.bake import bake
+from prunelle.compression.pruning.layers import kept_layers
+from prunelle.compression.pruning.masks import Mask
 from prunelle.compression.targets import LINEAR
+
+
+def bake_masks(model: nn.Module) -> dict[str, Any]:
+    """Bakes a model, whatever it carries, and says what its masks have left.
+
+    Returns:
+        `density`, of each masked weight by its qualified name, and `kept_layers`, where some were pruned; nothing of a
+        model without masks.
+    """
+    masked = [
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if is_parametrized(module, "weight") and any(isinstance(each, Mask) for each in module.parametrizations.weight)
+    ]
+    bake(model)
+    return {"density": density_by_weight(model, masked), "kept_layers": kept_layers(model)} if masked else {}
 
 
 def density_by_weight(model: nn.Module, names: Iterable[str]) -> dict[str, float]:

@@ -71,6 +71,14 @@ def test_heads_dimensions_and_layers_are_taken_out(sound: dict[str, str], teache
         torch.testing.assert_close(torch.as_tensor(logits), small(words).logits, rtol=0, atol=1e-4)
 
 
+def test_layers_alone_are_taken_out(sound: dict[str, str], tmp_path: Path) -> None:
+    """Prevents a picture without a matrix in it, at the end of a run that masked none."""
+    assert prune(sound, "--structure", "layers", "--pruned_layers", "1", "3", "--max_steps", "8") == 0
+    record = json.loads((tmp_path / "run" / "compression.json").read_text())
+    assert (record["kept_layers"], record["density"]) == ([0, 2], {})
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "run").config.num_hidden_layers == 2
+
+
 def test_arguments_of_nn_pruning_are_followed(sound: dict[str, str], teacher: str, tmp_path: Path) -> None:
     """Prevents a file that says what is distilled, and at what weights, from being followed by half."""
     arguments = {

@@ -35,6 +35,8 @@ def test_a_trained_model_is_quantized_with_itself_as_teacher(sound: dict[str, st
     assert (len(sensitivity["modules"]), sensitivity["left_out"]) == (4 * 6 + 1, [])
     record = json.loads((run / "compression.json").read_text())
     assert record["methods"] == ["distill", "quantize"]
+    assert "density" not in record
+    assert not (run / "density.svg").exists()
     assert record["quantization"]["scheme"] == "int8-dynamic"
     assert len(record["quantization"]["linear"]) == 4 * 6 + 1
     operators = [node.op_type for node in onnx.load(run / "onnx" / "model_quantized.onnx").graph.node]
@@ -47,7 +49,7 @@ def test_a_trained_model_is_quantized_with_itself_as_teacher(sound: dict[str, st
 
 def test_distilled_pruned_and_quantized_in_one_run(sound: dict[str, str], teacher: str, tmp_path: Path) -> None:
     """Prevents a shrunk model whose int8 file quantizes other modules, or that was not pruned before it was rounded,
-    and a flag of the pruning that is not heeded."""
+    a flag of the pruning that is not heeded, and a record that does not say what was pruned."""
     few = tmp_path / "few.csv"
     few.write_text("sentence,label\nthe film was lovely,good\nthe film was dull,bad\na dull story,bad\n")
     sound |= {"--train_file": str(few), "--validation_file": str(few), "--test_file": str(few)}
@@ -57,6 +59,9 @@ def test_distilled_pruned_and_quantized_in_one_run(sound: dict[str, str], teache
     run = tmp_path / "run"
     record = json.loads((run / "compression.json").read_text())
     assert record["methods"] == ["distill", "prune", "quantize"]
+    assert len(record["density"]) == 2 * 6
+    assert all(0.45 < density <= 0.5 for density in record["density"].values())  # some of those left are rounded to 0
+    assert (run / "density.svg").read_text().count(" % of its weights are left") == 2 * 6
     small = from_pretrained(run)
     assert small.config.vocab_size < AutoModelForSequenceClassification.from_pretrained(teacher).config.vocab_size
     assert [tuple(layer.output.dense.weight.shape) for layer in small.bert.encoder.layer] == [(32, 32)] * 2
