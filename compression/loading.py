@@ -1,5 +1,6 @@
 """Loads any checkpoint, those included whose layers stock classes cannot build."""
 
+import copy
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,7 @@ def from_pretrained(name_or_path: str, model_class: Any = None, **options: Any) 
         InputError: there is no such checkpoint, it cannot be loaded, or its configuration names no class.
     """
     config = options.pop("config", None) or load_checkpoint_with(AutoConfig.from_pretrained, str(name_or_path))
+    config = copy.deepcopy(config)  # which is to say what the model is, once it is known
     stock = _stock_class(config, model_class, str(name_or_path))
     loaded = load_checkpoint_with(partial(_load, stock), str(name_or_path), config=config, **options)
     model = loaded[0] if isinstance(loaded, tuple) else loaded

@@ -50,6 +50,9 @@ _SCORES, _PATTERN = ".mask_module.context_modules.{}.mask_scores", ".ampere_modu
 _PATTERNS = ".ampere_module.ampere_pattern"
 _SUMS = ".accumulator"  # Of the means and variances that a norm on its way to a NoNorm saw, and of their number.
 
+# What its arguments may be, by what they are by default.
+_KINDS: dict[type, Any] = {bool: (bool, int), int: int, float: (int, float), str: str, type(None): str}
+
 _THRESHOLDS = ("threshold", "sigmoied_threshold")  # Methods whose threshold is one of scores.
 
 
@@ -93,8 +96,11 @@ def read_nn_pruning(name_or_path: str, config: PreTrainedConfig) -> dict[str, Te
     if vars(config).pop("layer_norm_type", None) != "no_norm":
         return None
     setattr(config, LAYER_NORM, NO_NORM)
-    files = (cached_file(name_or_path, file, _raise_exceptions_for_missing_entries=False) for file in WEIGHTS)
-    weights = _load(Path(str(next(filter(None, files)))))
+    found = (cached_file(name_or_path, file, _raise_exceptions_for_missing_entries=False) for file in WEIGHTS)
+    file = next(filter(None, found), None)
+    if file is None:
+        raise InputError(f"its NoNorms are read from one file, {' or '.join(WEIGHTS)}, and it has none")
+    weights = _load(Path(file))
     norms = {name: tensor[None] for name, tensor in weights.items() if name.endswith("LayerNorm.weight")}
     return weights | norms
 
@@ -177,9 +183,12 @@ class SparseArguments:
             raise InputError(f"{file} is not JSON that can be read: {error}") from error
         if not isinstance(said, dict):
             raise InputError(f"{file} must be an object: nn_pruning's SparseTrainingArguments")
-        known = {field.name for field in dataclasses.fields(SparseArguments)}
-        if unknown := sorted(said.keys() - known):
+        usual = vars(SparseArguments())
+        if unknown := sorted(said.keys() - usual.keys()):
             raise InputError(f"{file} says {unknown[0]}, which is none of nn_pruning's SparseTrainingArguments")
+        for name, value in said.items():
+            if not isinstance(value, _KINDS[type(usual[name])]) and value != usual[name]:
+                raise InputError(f"{file}: {name} cannot be {json.dumps(value)}; by default it is {usual[name]}")
         return SparseArguments(**(defaults | said))
 
     @property
@@ -225,6 +234,19 @@ class SparseArguments:
                 )
         if self.final_threshold <= 0:
             return f"final_threshold {self.final_threshold} must be above 0"
+        if self.mask_scores_learning_rate <= 0:
+            return f"mask_scores_learning_rate {self.mask_scores_learning_rate} must be above 0"
+        for name in (
+            "initial_warmup",
+            "final_warmup",
+            "regularization_final_lambda",
+            "attention_lambda",
+            "dense_lambda",
+        ):
+            if getattr(self, name) < 0:
+                return f"{name} {getattr(self, name)} must not be negative"
+        if not 0 <= self.linear_min_parameters < 1:
+            return f"linear_min_parameters {self.linear_min_parameters} must be a share, from 0 to below 1"
         if self.ampere_pruning_method != "disabled":
             return (
                 f"ampere_pruning_method {self.ampere_pruning_method} learns otherwise: --structure 2:4 has a schedule"
@@ -419,11 +441,11 @@ class _Patch(GradualReplacement):
 
 
 class _GeluPatch(_Patch, GeluToRelu):
-    pass
+    """Its `gelu_patch`."""
 
 
 class _LayerNormPatch(_Patch, LayerNormToNoNorm):
-    pass
+    """Its `layer_norm_patch`, with running means that are not computed number for number as there."""
 
 
 def _blocks(rows: int, columns: int) -> str:

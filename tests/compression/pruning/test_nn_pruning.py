@@ -19,7 +19,7 @@ import torch
 import transformers
 from datasets import Dataset
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 import prunelle
 from prunelle.compression import bake
@@ -439,6 +439,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a second run": ({"final_finetune": True}, "a run of its own"),
     "other means of norms": ({"layer_norm_patch": True, "layer_norm_patch_start_delta": 0.9}, "forgotten in 100"),
     "heads that stay": ({"rewind_model_name_or_path": "x"}, "whose heads are to stay"),
+    "a word for a number": ({"final_threshold": "0.5"}, 'final_threshold cannot be "0.5"; by default it is 0.5'),
+    "no learning rate": ({"mask_scores_learning_rate": 0}, "mask_scores_learning_rate 0 must be above 0"),
+    "a negative penalty": ({"dense_lambda": -1}, "dense_lambda -1 must not be negative"),
     "nothing": (
         {"dense_pruning_method": "disabled", "attention_pruning_method": "disabled"},
         "both disabled",
@@ -516,7 +519,9 @@ def test_its_no_norms_are_read(tmp_path: Path) -> None:
     torch.testing.assert_close(theirs(**BATCH).logits, logits)
     save(theirs, coordinator, tmp_path / "compiled")
     for folder in ("masked", "compiled"):
-        ours, loading = prunelle.from_pretrained(str(tmp_path / folder), output_loading_info=True)
+        config = AutoConfig.from_pretrained(tmp_path / folder)
+        prunelle.from_pretrained(str(tmp_path / folder), config=config)  # which stays as it is
+        ours, loading = prunelle.from_pretrained(str(tmp_path / folder), config=config, output_loading_info=True)
         assert not any(loading.values()), loading
         torch.testing.assert_close(ours(**BATCH).logits, logits)
         ours.save_pretrained(tmp_path / "again")
