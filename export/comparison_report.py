@@ -55,6 +55,8 @@ def to_dict(comparison: Comparison) -> dict[str, Any]:
             shape: _rows_of(shape) * latency.calls_per_second for shape, latency in report.latency_ms.items()
         }
         row["latency_calls"] = {shape: len(latency.milliseconds) for shape, latency in report.latency_ms.items()}
+        if model.weights.density:
+            row["density"] = model.weights.density
         if model.confusion is not None:
             row["confusion"] = model.confusion.tolist()
         if model.judgement is not None:
@@ -145,6 +147,7 @@ def to_html(comparison: Comparison) -> Markup:
             "Box: the middle half of the calls; line: 5 % to 95 %; bar: the median; dot: the 99th percentile.",
             class_="quiet",
         ),
+        *_densities(comparison),
         *_confusions(comparison),
         *(
             _changes(comparison, number, name, judgement)
@@ -307,6 +310,22 @@ def _distributions(comparison: Comparison) -> Markup:
         ),
         class_="row",
     )
+
+
+def _densities(comparison: Comparison) -> list[Markup]:
+    figures = [
+        tag(
+            "figure",
+            tag("figcaption", _chip(number), row.name),
+            pictures.densities(model.weights.density, model.weights.kept_layers),
+        )
+        for number, (row, model) in enumerate(zip(comparison.report.models, comparison.models, strict=True))
+        if model.weights.density
+    ]
+    if not figures:
+        return []
+    note = "What pruning left of each matrix, by layer; of the other models nothing was pruned, or they are ONNX files."
+    return [tag("h2", "Density"), tag("div", *figures, class_="row"), tag("p", note, class_="quiet")]
 
 
 def _confusions(comparison: Comparison) -> list[Markup]:

@@ -3,7 +3,7 @@
 import os
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,13 @@ import torch
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, numpy_helper
 from torch import nn
 
+from prunelle.compression.pruning import density_by_weight
+from prunelle.compression.record import read_record
 from prunelle.errors import InputError
 
 ZLIB_LEVEL = 6  # zip's and gzip's usual one
+
+PRUNED = 0.99  # below this density; a matrix that was trained and not pruned has hardly a zero
 
 CHUNK = 1 << 20
 
@@ -33,6 +37,9 @@ class Weights:
         compressed_bytes: the same through zlib at `ZLIB_LEVEL`.
         parameters: how many numbers are stored, tied ones once.
         nonzero_parameters: how many of them are not zero; None where the file's packing hides it.
+        density: of a pruned checkpoint, what is left of each matrix, from 0 to 1, by qualified name: as its record
+            says, which knows what was taken out too, or as counted. Else empty.
+        kept_layers: of a checkpoint that lost whole layers, those that are left.
     """
 
     format: str
@@ -40,6 +47,8 @@ class Weights:
     compressed_bytes: int
     parameters: int
     nonzero_parameters: int | None
+    density: dict[str, float] = field(default_factory=dict)
+    kept_layers: list[int] | None = None
 
 
 def torch_weights(model: nn.Module, folder: Path | None) -> Weights:
@@ -47,12 +56,17 @@ def torch_weights(model: nn.Module, folder: Path | None) -> Weights:
     parameters = list(model.parameters())
     files = sorted(folder.glob("*.safetensors")) if folder is not None else []
     size, compressed = _sizes(_read(files) if files else _tensor_bytes(model))
+    record = (read_record(folder) if folder is not None else None) or {}
+    density = density_by_weight(model, (name for name, _ in model.named_parameters()))
+    is_pruned = min(density.values(), default=1.0) < PRUNED
     return Weights(
         "torch",
         size,
         compressed,
         sum(parameter.numel() for parameter in parameters),
         sum(int(torch.count_nonzero(parameter)) for parameter in parameters),
+        record.get("density") or (density if is_pruned else {}),
+        record.get("kept_layers"),
     )
 
 

@@ -88,11 +88,14 @@ def comparison():
         )
         for name, size, start in (("ref", 4_000_000, 10), (f"student{EVIL}", 1_000_000, 1))
     ]
-    cost = (Weights("torch", 9, 5_000_000, 10, 4), Footprint(0.5, 300_000_000))
+    density = {f"layer.{layer}.{EVIL}.weight": 0.25 for layer in (0, 1)}
+    weights = Weights("torch", 9, 5_000_000, 10, 4)
+    pruned = Weights("torch", 9, 5_000_000, 10, 4, density, kept_layers=[1])
+    footprint = Footprint(0.5, 300_000_000)
     judged = judge(before, after, classes, classes.__getitem__, lambda index: f"{EVIL} is\n text | {index}")
     models = [
-        ComparedModel(*cost, confusion_matrix(before, 2), None),
-        ComparedModel(*cost, confusion_matrix(after, 2), judged),
+        ComparedModel(weights, footprint, confusion_matrix(before, 2), None),
+        ComparedModel(pruned, footprint, confusion_matrix(after, 2), judged),
     ]
     report = Report("ref", rows, hardware(), {"python": "3"}, [f"beware of {EVIL}"])
     data = {"task": "text-classification", "source": f"{EVIL}.csv", "split": "test", "examples": 3, "fingerprint": "0"}
@@ -117,7 +120,7 @@ def test_the_page_needs_nothing_else(comparison):
     """A page that fetches something shows something else tomorrow, or tells who reads it."""
     page = to_html(comparison)
     assert not [word for word in ("src=", "href=", "url(", "@import", "<link", "<script") if word in page]
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 5
     assert '="nan' not in page
 
 
@@ -138,8 +141,16 @@ def test_the_json_extends_that_of_every_other_report(comparison, tmp_path):
     assert row["latency_ms"]["1x32"] == pytest.approx({"p50": 50.5, "p95": 95.05, "p99": 99.01})
     assert row["examples_per_second"] == {"1x32": pytest.approx(1000 / 50.5)}
     assert row["confusion"] == [[0, 1], [1, 1]]
+    assert ["density" in model for model in content["models"]] == [False, True]
     assert row["against_reference"]["worse"] == 1
     assert "against_reference" not in content["models"][0]
+
+
+def test_what_pruning_left_is_drawn_of_pruned_models_alone(comparison):
+    """A layer that is gone, drawn with the density of its masks, would look like one that is there."""
+    section = to_html(comparison).split("<h2>Density</h2>")[1].split("<h2>")[0]
+    assert section.count("<svg") == 1
+    assert [re.search("([^ >]*) %", part)[1] for part in section.split("<rect")[1:]] == ["0", "25"]
 
 
 def test_the_terminal_shows_the_verdict(comparison):

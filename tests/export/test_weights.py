@@ -6,6 +6,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from prunelle.compression.record import write_record
 from prunelle.errors import InputError
 from prunelle.export import quantize_dynamic
 from prunelle.export.weights import onnx_weights, read_onnx, torch_weights
@@ -79,6 +80,19 @@ def test_zeros_are_counted_in_every_format(make_bert, classifier, tmp_path):
         # The exporter stores equal tensors once, as the zeros that a fresh model's biases are.
         assert weights.parameters == pytest.approx(dense.parameters, rel=0.02)
         assert weights.nonzero_parameters == pytest.approx(dense.nonzero_parameters, rel=0.03)
+
+
+def test_density_is_that_of_the_pruning(make_bert, tmp_path):
+    """A dense model drawn as if it had been pruned; and one whose zeros were taken out drawn as if it had not."""
+    model = make_bert()
+    assert torch_weights(model, None).density == {}
+    name = "bert.encoder.layer.0.intermediate.dense.weight"
+    with torch.no_grad():
+        model.get_parameter(name)[:16] = 0
+    assert torch_weights(model, None).density[name] == 0.75
+    write_record(tmp_path, density={name: 0.5}, kept_layers=[0])
+    weights = torch_weights(model, tmp_path)
+    assert (weights.density, weights.kept_layers) == ({name: 0.5}, [0])
 
 
 def test_a_checkpoint_counts_its_files_and_bfloat16_its_tensors(make_bert, tmp_path):
