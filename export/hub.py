@@ -10,7 +10,7 @@ from prunelle.compression.record import RECORD_NAME, as_text, read_record, witho
 from prunelle.errors import InputError
 
 # Checkpoints to resume from, logs, and files that are not whole.
-LEFT_OUT = ["checkpoint-*/**", "runs/**", ".unfinished-*/**", "_*", *DEFAULT_IGNORE_PATTERNS]
+LEFT_OUT = ["checkpoint-*/**", "runs/**", "*.unfinished-*/*", "_*", *DEFAULT_IGNORE_PATTERNS]
 
 
 def repository_of(arguments: Any) -> str | None:

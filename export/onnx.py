@@ -156,13 +156,13 @@ def _fused_attention(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keeps the exporter's progress, registration notes and deprecations of its own parts off the screen."""
-    exporter = logging.getLogger("torch.onnx")
-    level = exporter.level
-    exporter.setLevel(logging.ERROR)
+    """Keeps the exporter's progress, notes and deprecations off the screen, and the graph it prints where it fails."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    unread = io.StringIO()
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(unread), contextlib.redirect_stderr(unread):
             warnings.simplefilter("ignore")
             yield
     finally:
-        exporter.setLevel(level)
+        logging.disable(before)

@@ -123,7 +123,7 @@ class OnnxRunner(Runner):
         try:
             self._session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise InputError(f"onnxruntime cannot load {file}: {_first_line(error)}") from error
+            raise InputError(f"onnxruntime cannot load {file}: {first_line(error)}") from error
         inputs = {tensor.name: tensor.type for tensor in self._session.get_inputs()}
         unknown = [f"{name} ({kind})" for name, kind in inputs.items() if (name, kind) not in _KNOWN_INPUTS]
         if unknown:
@@ -156,5 +156,6 @@ def _bytes_of_weights(model: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What a message of one line can say of an error."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from prunelle.export.calibration import activation_ranges
 from prunelle.export.divergence import parting, tolerance
 from prunelle.export.inference import ExportError, deployed, maximum_length
-from prunelle.export.runner import OnnxRunner, TorchRunner
+from prunelle.export.runner import Batch, Logits, OnnxRunner, Runner, TorchRunner, first_line
 
 HALF_END = float(np.finfo(np.float16).max)
 FLOAT_END = float(np.finfo(np.float32).max)
@@ -26,14 +26,14 @@ def verify_onnx(model: nn.Module, file: Path) -> None:
 
     Raises:
         ExportError: at the first difference above `tolerance`, or at logits that are not finite. It names the node at
-            which the two part.
+            which the two part. Or one of the two does not run at a shape.
     """
     onnx_runner = OnnxRunner(file, "the ONNX file", parameters=0)
-    torch_runner = TorchRunner(model, "the PyTorch model")
+    torch_runner = TorchRunner(model, type(model).__name__)
     with deployed(model):
         for batch, attended, shape in _cases(model):
             batch = {name: batch[name] for name in onnx_runner.input_names}
-            reference, candidate = torch_runner(batch), onnx_runner(batch)
+            reference, candidate = _run(torch_runner, batch, shape), _run(onnx_runner, batch, shape)
             if reference.ndim == 3:
                 reference, candidate = reference[attended], candidate[attended]
             difference = float(np.abs(reference - candidate).max(initial=0.0))
@@ -53,12 +53,9 @@ def verify_runs(model: nn.Module, file: Path) -> None:
         InputError: onnxruntime cannot load the file.
         ExportError: it does not run at a shape, or gives logits that are none.
     """
-    runner = OnnxRunner(file, "the ONNX file", parameters=0)
+    runner = OnnxRunner(file, file.name, parameters=0)
     for batch, attended, shape in _cases(model):
-        try:
-            logits = runner(batch)
-        except Exception as error:
-            raise ExportError(f"{file.name} does not run at {shape}: {str(error).splitlines()[0]}") from error
+        logits = _run(runner, batch, shape)
         if logits.shape[:-1] not in (attended.shape, attended.shape[:1]):
             raise ExportError(f"{file.name} gives logits of shape {logits.shape} at {shape}")
         if not np.isfinite(logits if logits.ndim == 2 else logits[attended]).all():
@@ -84,6 +81,13 @@ def verify_half_range(model: nn.Module, fp32_file: Path) -> None:
             raise ExportError(
                 f"float16 ends at {HALF_END:,.0f}, and {name} reaches {largest:,.0f}: export without fp16"
             )
+
+
+def _run(runner: Runner, batch: Batch, shape: str) -> Logits:
+    try:
+        return runner(batch)
+    except Exception as error:  # whatever a model's code raises, and onnxruntime
+        raise ExportError(f"{runner.name} does not run at {shape}: {first_line(error)}") from error
 
 
 def _cases(model: nn.Module) -> Iterator[tuple[dict[str, Tensor], NDArray[np.bool_], str]]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from prunelle.cli import main
 from prunelle.compression.record import write_record
 from prunelle.export import write_card
 from prunelle.export.card import base_models
+from prunelle.export.hub import upload
 
 
 class Hub:
@@ -92,6 +94,18 @@ def test_a_pushed_student_speaks_for_itself(student: Path, hub: Hub, tmp_path: P
     label = done.stdout.splitlines()[0]
     assert re.search("'label': '(good|bad)'", label), label
     assert 'dtype: "q8"' in code(card.text, "js")[0]
+
+
+def test_what_only_this_machine_needs_stays_here(hub: Hub, tmp_path: Path) -> None:
+    """Prevents half-written files and checkpoints on the Hub, in whatever folder they lie, and paths in any record."""
+    for name in ("onnx/model.onnx", "onnx/.unfinished-1/model.onnx", "checkpoint-2/model.safetensors", "runs/log"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    write_record(tmp_path / "peer-1", source={"recipe": {"peer_name_or_path": [str(tmp_path / "a"), "somebody/b"]}})
+    upload(tmp_path, "somebody/small", SimpleNamespace(hub_token=None, hub_revision=None))
+    assert set(hub.files) == {"somebody/small/onnx/model.onnx", "somebody/small/peer-1/compression.json"}
+    pushed = json.loads(hub.files["somebody/small/peer-1/compression.json"])
+    assert pushed["source"]["recipe"]["peer_name_or_path"] == ["a", "somebody/b"]
 
 
 def test_a_push_that_cannot_be_is_refused_at_once(

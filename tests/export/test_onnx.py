@@ -17,6 +17,7 @@ from transformers import (
 from prunelle.export import ExportError, export_onnx, export_variants
 from prunelle.export.divergence import parting
 from prunelle.export.inference import model_input_names
+from prunelle.export.verification import verify_onnx
 
 
 def run(file, inputs, output="logits"):
@@ -131,6 +132,32 @@ def test_a_model_that_cannot_be_traced_is_named_in_one_line(make_bert, tmp_path)
         export_onnx(make_bert(Untraceable), tmp_path / "onnx" / "model.onnx")
     assert str(caught.value) == "Untraceable cannot be exported to ONNX: no"
     assert not list(tmp_path.rglob("*.onnx"))
+
+
+class DependsOnData(BertForSequenceClassification):
+    def forward(self, input_ids, attention_mask=None):
+        return super().forward(input_ids if input_ids.sum() > 0 else -input_ids, attention_mask)
+
+
+def test_nothing_but_that_line_is_said(make_bert, tmp_path, capfd):
+    """The exporter prints the half of the graph that it has, which scrolls the reason off the screen."""
+    with pytest.raises(ExportError, match=r"^DependsOnData cannot be exported to ONNX: .*data-dependent"):
+        export_onnx(make_bert(DependsOnData), tmp_path / "model.onnx")
+    assert capfd.readouterr() == ("", "")
+
+
+class NeedsTwoTokens(BertForSequenceClassification):
+    def forward(self, input_ids, attention_mask=None, token_type_ids=None):
+        if input_ids.shape[1] < 2:
+            raise IndexError("no second token")
+        return super().forward(input_ids, attention_mask, token_type_ids)
+
+
+def test_a_model_that_does_not_run_at_every_shape_is_named(make_bert, classifier):
+    """Its own traceback says neither what was asked of it, nor that the export is what failed."""
+    message = "^NeedsTwoTokens does not run at 1 x 1 tokens with no padding: no second token$"
+    with pytest.raises(ExportError, match=message):
+        verify_onnx(make_bert(NeedsTwoTokens), classifier.file)
 
 
 SMALL = {
