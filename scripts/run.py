@@ -1,7 +1,7 @@
 """Carry out a recipe of several stages, each on what the ones before have left; go on where it was cut off.
 
-accelerate launch scripts/run.py recipes/tinybert/stages.yaml
-prunelle run recipes/tinybert/stages.yaml
+accelerate launch scripts/run.py recipes/pretrained_distillation/docstrings.yaml
+prunelle run recipes/pretrained_distillation/docstrings.yaml
 """
 
 import argparse
