@@ -57,9 +57,27 @@ def _grid(name: str, scale: float, zero: int) -> list[TensorProto]:
     ]
 
 
-def _int8(name: str, matrix: NDArray[np.float32]) -> list[TensorProto]:
+def rounded_input(values: NDArray[np.float32], grid: Grid) -> NDArray[np.float32]:
+    """What is computed with in place of a product's input."""
+    scale, zero = np.float32(grid[0]), grid[1]
+    return (np.clip(np.round(values / scale) + zero, 0, 255) - zero) * scale
+
+
+def rounded_matrix(matrix: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(inputs, outputs) what is computed with in place of it."""
+    scale = _scale(matrix)
+    return np.round(matrix / scale) * scale
+
+
+def _scale(matrix: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(outputs,)"""
     scale = np.abs(matrix).max(0) / np.float32(INT8_END)
     scale[scale < np.finfo(np.float32).tiny] = 1
+    return scale
+
+
+def _int8(name: str, matrix: NDArray[np.float32]) -> list[TensorProto]:
+    scale = _scale(matrix)
     return [
         numpy_helper.from_array(np.round(matrix / scale).astype(np.int8), f"{name}_quantized"),
         numpy_helper.from_array(scale, f"{name}_scale"),

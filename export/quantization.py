@@ -13,6 +13,7 @@ from onnxruntime.quantization import quantize_dynamic as onnxruntime_quantize_dy
 from onnxruntime.quantization.onnx_model import ONNXModel
 
 from prunelle.compression.quantization import QuantizationPlan
+from prunelle.export.bias_correction import correct_biases
 from prunelle.export.calibration import activation_ranges
 from prunelle.export.files import published_when_done
 from prunelle.export.inference import ExportError
@@ -20,6 +21,7 @@ from prunelle.export.onnx import save_checked
 from prunelle.export.origin import module_of
 from prunelle.export.qdq import uint8_grid, write_qdq
 from prunelle.export.runner import Batch
+from prunelle.export.smoothing import smooth
 
 # Left to choose, onnxruntime also quantizes Attention, into a node that it cannot load.
 LINEAR_OPERATORS = ["MatMul", "Gemm"]
@@ -48,7 +50,7 @@ def quantize_dynamic(
     - Inputs of linear layers: unsigned, 8 bits, one scale and zero point over the whole batch, from the
       range that it turns out to have, widened to hold zero. So no calibration data is needed, and what
       else is in a batch can change a prediction.
-    - Embeddings: 8 bits, one scale for each table. Everything else, attention among it: float32.
+    - Embeddings: 8 bits, one scale for each row. Everything else, attention among it: float32.
 
     The file appears at `output_file` when it is complete and the ONNX checker has passed it.
 
@@ -64,9 +66,12 @@ def quantize_dynamic(
     output_file = Path(output_file)
     with published_when_done(output_file) as unfinished:
         proto = _loaded(fp32_file)
-        modules = _linear(proto, plan) | _tables(proto, plan)
-        nodes = [name for name, module in modules.items() if module not in left_out]
-        proto = _quantized(proto, unfinished, nodes)
+        linear, tables = (
+            [name for name, module in found.items() if module not in left_out]
+            for found in (_linear(proto, plan), _tables(proto, plan))
+        )
+        proto = _with_tables(proto, unfinished, tables, plan)
+        proto = _quantized(proto, unfinished, linear)
         save_checked(proto, unfinished)
     return output_file
 
@@ -83,10 +88,11 @@ def quantize_static(
 
     As `quantize_dynamic`, but the inputs of linear layers have the ranges that `activation_ranges` finds on
     the calibration data. So what else is in a batch changes nothing, and no range has to be looked for at
-    run time; a value beyond its range is clipped. The file has the form that other runtimes read too:
-    QuantizeLinear and DequantizeLinear around float operators (QDQ), which onnxruntime fuses. What linear
-    layers put out stays float32: rounding it as well would gain nothing where sums, norms and attention
-    follow in float32.
+    run time; a value beyond its range is clipped. Channels of inputs that differ much in size are evened out
+    first (`smooth`), and biases take back what rounding shifts on average (`correct_biases`). The file has the
+    form that other runtimes read too: QuantizeLinear and DequantizeLinear around float operators (QDQ), which
+    onnxruntime fuses. What linear layers put out stays float32: rounding it as well would gain nothing where
+    sums, norms and attention follow in float32.
 
     Args:
         fp32_file: a file of `export_onnx`.
@@ -103,14 +109,17 @@ def quantize_static(
     with published_when_done(output_file) as unfinished:
         proto = _loaded(fp32_file)
         linear = _linear(proto, plan)
-        proto = _quantized(proto, unfinished, _tables(proto, plan))
+        proto = _with_tables(proto, unfinished, _tables(proto, plan), plan)
         if plan is not None:
             inputs = {name: plan.inputs[module] for name, module in linear.items()}
         else:
+            smooth(proto, linear, batches)
             sources = {node.name: node.input[0] for node in proto.graph.node if node.name in linear}
             names = list(dict.fromkeys(sources.values()))
-            ranges = dict(zip(names, activation_ranges(proto, names, batches, method), strict=True))
-            inputs = {name: uint8_grid(*ranges[source]) for name, source in sources.items()}
+            ranges = activation_ranges(proto, names, batches, method)
+            grids = {name: uint8_grid(*found) for name, found in zip(names, ranges, strict=True)}
+            correct_biases(proto, grids, linear, batches)
+            inputs = {name: grids[source] for name, source in sources.items()}
         write_qdq(proto, inputs)
         _keep_products_apart(proto)
         save_checked(proto, unfinished)
@@ -147,7 +156,7 @@ def quantize_int4(
 
         proto = _loaded(fp32_file)
         linear = _linear(proto, plan)
-        proto = _quantized(proto, unfinished, _tables(proto, plan))
+        proto = _with_tables(proto, unfinished, _tables(proto, plan), plan)
         quantizer = MatMulNBitsQuantizer(
             proto,
             bits=4,
@@ -216,45 +225,65 @@ def _linear(proto: ModelProto, plan: QuantizationPlan | None) -> dict[str, str]:
 
 
 def _tables(proto: ModelProto, plan: QuantizationPlan | None) -> dict[str, str]:
-    """Nodes that look up in a stored table of numbers, all of them or the plan's that have one scale, and the module of
-    each, by the name of the node.
-
-    Of those that have one a row, the table is quantized here.
+    """Nodes that look up in a stored table of numbers, all of them or the plan's, and the module of each, by the name
+    of the node.
     """
-    tables = {tensor.name for tensor in proto.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
-    nodes = [node for node in proto.graph.node if node.op_type in EMBEDDING_OPERATORS and node.input[0] in tables]
-    if plan is not None:
-        nodes = [node for node in nodes if module_of(node) in plan.tables]
-    if plan is not None and plan.embeddings == "row":
-        for node in nodes:
-            _quantize_rows(proto, node)
-        return {}
-    return {node.name: module_of(node) or node.name for node in nodes}
+    tables = {
+        tensor.name
+        for tensor in proto.graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) == 2
+    }
+    nodes = [
+        node
+        for node in proto.graph.node
+        if node.op_type in EMBEDDING_OPERATORS
+        and node.input[0] in tables
+        and not any(attribute.name == "axis" and attribute.i for attribute in node.attribute)
+    ]
+    found = {node.name: module_of(node) or node.name for node in nodes}
+    return found if plan is None else {name: module for name, module in found.items() if module in plan.tables}
 
 
-def _quantize_rows(proto: ModelProto, node: NodeProto) -> None:
-    """Looks up integers and the scale of their row, in place of numbers, and multiplies them."""
+def _with_tables(proto: ModelProto, file: Path, nodes: Collection[str], plan: QuantizationPlan | None) -> ModelProto:
+    """The model with the tables of the named nodes in 8 bits: one scale for each row, or each table if the plan says
+    so. `file` is as `_quantized` takes it.
+    """
+    if plan is not None and plan.embeddings == "tensor":
+        return _quantized(proto, file, nodes)
+    by_table: dict[str, list[NodeProto]] = {}
+    for node in proto.graph.node:
+        if node.name in nodes:
+            by_table.setdefault(node.input[0], []).append(node)
+    for name, readers in by_table.items():
+        _quantize_rows(proto, name, readers)
+    return proto
+
+
+def _quantize_rows(proto: ModelProto, name: str, nodes: Sequence[NodeProto]) -> None:
+    """Has nodes look up integers and the scale of their row in a table, in place of numbers, and multiply them."""
     graph = proto.graph
-    name, places = node.input
     (tensor,) = (tensor for tensor in graph.initializer if tensor.name == name)
     table = numpy_helper.to_array(tensor)
     scale = np.abs(table).max(1, keepdims=True) / np.float32(127)
     scale[scale < np.finfo(np.float32).tiny] = 1
-    graph.initializer.remove(tensor)
     graph.initializer.append(numpy_helper.from_array(np.round(table / scale).astype(np.int8), f"{name}_quantized"))
     graph.initializer.append(numpy_helper.from_array(scale, f"{name}_scale"))
-    place, (looked_up,) = list(graph.node).index(node), node.output
-    parts = [f"{looked_up}_{part}" for part in ("quantized", "float", "scale")]
-    graph.node.remove(node)
-    for made in reversed(
-        (
-            onnx.helper.make_node("Gather", [f"{name}_quantized", places], [parts[0]], f"{node.name}_quantized"),
-            onnx.helper.make_node("Cast", [parts[0]], [parts[1]], f"{node.name}_float", to=onnx.TensorProto.FLOAT),
-            onnx.helper.make_node("Gather", [f"{name}_scale", places], [parts[2]], f"{node.name}_scale"),
-            onnx.helper.make_node("Mul", parts[1:], [looked_up], f"{node.name}_product"),
-        )
-    ):
-        graph.node.insert(place, made)
+    for node in nodes:
+        places, (looked_up,) = node.input[1], node.output
+        parts = [f"{looked_up}_{part}" for part in ("quantized", "float", "scale")]
+        place = list(graph.node).index(node)
+        graph.node.remove(node)
+        for made in reversed(
+            (
+                onnx.helper.make_node("Gather", [f"{name}_quantized", places], [parts[0]], f"{node.name}_quantized"),
+                onnx.helper.make_node("Cast", [parts[0]], [parts[1]], f"{node.name}_float", to=onnx.TensorProto.FLOAT),
+                onnx.helper.make_node("Gather", [f"{name}_scale", places], [parts[2]], f"{node.name}_scale"),
+                onnx.helper.make_node("Mul", parts[1:], [looked_up], f"{node.name}_product"),
+            )
+        ):
+            graph.node.insert(place, made)
+    if not any(name in node.input for node in graph.node):
+        graph.initializer.remove(tensor)
 
 
 def _keep_products_apart(proto: ModelProto) -> None:

@@ -89,7 +89,7 @@ def test_linear_layers_have_4_bits(exported, tmp_path):
     assert {(each["bits"], each["block_size"]) for each in settings} == {(4, 16)}
     assert "MatMul" not in {node.op_type for node in graph.node}
     tables = [tensor for tensor in graph.initializer if list(tensor.dims) == [300, 32]]
-    assert {tensor.data_type for tensor in tables} == {TensorProto.UINT8}
+    assert {tensor.data_type for tensor in tables} == {TensorProto.INT8}
 
 
 def test_only_what_was_asked_for_is_left(make_bert, tmp_path):
