@@ -7,7 +7,7 @@ from typing import Any
 import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from prunelle.compression.pruning.nn_pruning_bridge import read_nn_pruning, say_pruned_heads
+from prunelle.compression.pruning.nn_pruning_checkpoints import read_nn_pruning, say_pruned_heads
 from prunelle.compression.shapes import shaped_class
 from prunelle.compression.sparse import read_sparse
 from prunelle.errors import InputError, load_checkpoint_with

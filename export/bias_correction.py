@@ -26,7 +26,7 @@ def correct_biases(
     """
     stored = {tensor.name: tensor for tensor in proto.graph.initializer}
     biases = _biases(proto, names)
-    products = [node for node in proto.graph.node if node.output and node.output[0] in biases]
+    products = [node for node in proto.graph.node if node.name in names and node.output[0] in biases]
     sources = list(dict.fromkeys(node.input[0] for node in products))
     sums = dict.fromkeys(sources, (np.float64(0), np.float64(0)))
     rows = dict.fromkeys(sources, 0)

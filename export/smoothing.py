@@ -26,7 +26,7 @@ ROWS = 1024  # of each input, on which the error is measured
 SMALLEST = 1e-3  # what channels that hardly ever differ from zero are taken for, of the largest
 
 
-def smooth(proto: ModelProto, names: Collection[str], batches: Sequence[Batch], seed: int = 0) -> list[str]:
+def smooth(proto: ModelProto, names: Collection[str], batches: Sequence[Batch]) -> list[str]:
     """Divides channels of products' inputs by numbers that their weights are multiplied by, in place.
 
     The numbers are `max|x|^a / max|w|^(1-a)` of each channel, as in SmoothQuant; `a` is chosen for each input by the
@@ -38,7 +38,6 @@ def smooth(proto: ModelProto, names: Collection[str], batches: Sequence[Batch], 
         proto: float32; computes the same afterwards, but for float rounding.
         names: of `MatMul` nodes with a stored matrix.
         batches: inputs as `activation_ranges` takes them.
-        seed: draws the rows of each text on which the error is measured.
 
     Returns:
         The inputs that are smoothed, tensors of the model.
@@ -50,7 +49,7 @@ def smooth(proto: ModelProto, names: Collection[str], batches: Sequence[Batch], 
     weights = {tensor.name: tensor for tensor in proto.graph.initializer}
     sources = [source for source, nodes in products.items() if not _shares_weights(proto, nodes)]
     smoothed = []
-    for source, (rows, low, high) in zip(sources, _seen(proto, sources, batches, seed), strict=True):
+    for source, (rows, low, high) in zip(sources, _seen(proto, sources, batches), strict=True):
         nodes = products[source]
         matrices = [numpy_helper.to_array(weights[node.input[1]]) for node in nodes]
         divisors = _divisors(rows, low, high, np.concatenate(matrices, axis=1))
@@ -75,11 +74,9 @@ def _shares_weights(proto: ModelProto, nodes: Sequence[NodeProto]) -> bool:
     return sum(name in matrices for node in proto.graph.node for name in node.input) > len(nodes)
 
 
-def _seen(
-    proto: ModelProto, sources: Sequence[str], batches: Sequence[Batch], seed: int
-) -> Iterator[tuple[Array, Array, Array]]:
+def _seen(proto: ModelProto, sources: Sequence[str], batches: Sequence[Batch]) -> Iterator[tuple[Array, Array, Array]]:
     """Of each tensor a sample of its rows (rows, channels), and the lowest and highest value of each channel."""
-    draw = random.Random(seed)
+    draw = random.Random(0)
     taken = math.ceil(ROWS / max(len(batches), 1))
     samples: list[list[Array]] = [[] for _ in sources]
     ends: list[tuple[Array, Array]] = []

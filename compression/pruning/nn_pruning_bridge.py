@@ -1,4 +1,4 @@
-"""nn_pruning understood: its arguments prune, and its checkpoints are read. Nothing else knows what of it is broken.
+"""nn_pruning understood: its arguments prune. Nothing else knows what of it is broken.
 
 It need not be installed. What of version 0.1.2 no longer works, on Python 3.11 or later with transformers 5:
 
@@ -15,40 +15,28 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils import cached_file
+from transformers import PreTrainedModel
 
 from prunelle.compression.activations import GeluToRelu
 from prunelle.compression.anatomy import Layer, dissect
 from prunelle.compression.method import CompressionMethod
-from prunelle.compression.norms import LAYER_NORM, MEMORY, NO_NORM, LayerNormToNoNorm
+from prunelle.compression.norms import MEMORY, LayerNormToNoNorm
 from prunelle.compression.pruning.masks import HIGH, IS_OPEN, LOW
 from prunelle.compression.pruning.pruning import Pruning
 from prunelle.compression.pruning.schedule import OneShotSchedule
-from prunelle.compression.pruning.selection import keep_highest, keep_highest_in_rows
+from prunelle.compression.pruning.selection import keep_highest
 from prunelle.compression.pruning.structures import UnitGroup, find_groups
 from prunelle.compression.replacement import GradualReplacement
-from prunelle.compression.shapes import layer_shapes
 from prunelle.errors import InputError
 
-ARGUMENTS_NAME, WEIGHTS = "sparse_args.json", ("model.safetensors", "pytorch_model.bin")
 PARTS = ("attention", "dense")  # What has arguments of its own. "dense" is all that is not attention.
 RUN = 4  # Of the weights in its ampere patterns, of which two stay.
-
-# What its masked modules call what they are masked by: their scores, one or two of them, and those of patterns.
-_MASKS = (".mask_module.", ".ampere_module.")
-_SCORES, _PATTERN = ".mask_module.context_modules.{}.mask_scores", ".ampere_module.context_module.mask_scores"
-_PATTERNS = ".ampere_module.ampere_pattern"
-_SUMS = ".accumulator"  # Of the means and variances that a norm on its way to a NoNorm saw, and of their number.
 
 # What its arguments may be, by what they are by default.
 _KINDS: dict[type, Any] = {bool: (bool, int), int: int, float: (int, float), str: str, type(None): str}
@@ -61,74 +49,6 @@ def import_patch_coordinator() -> Any:
     with mock.patch("dataclasses.dataclass", functools.partial(dataclasses.dataclass, unsafe_hash=True)):
         from nn_pruning import patch_coordinator
     return patch_coordinator
-
-
-def say_pruned_heads(config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> None:
-    """Says in a configuration the sizes of layers that transformers before 5, and so nn_pruning, took heads out of."""
-    pruned = vars(config).pop("pruned_heads", None)
-    if not pruned or getattr(config, "layer_shapes", None) is not None:
-        return
-    with torch.device("meta"):
-        shapes = layer_shapes(model_class(config))
-    for layer, heads in pruned.items():
-        shape = shapes[int(layer)]
-        shape["heads"] = [head for head in shape["heads"] if head not in heads]
-    config.layer_shapes = shapes
-
-
-def read_nn_pruning(name_or_path: str, config: PreTrainedConfig) -> dict[str, Tensor] | None:
-    """The weights of a checkpoint that nn_pruning wrote, where they are not as a model here takes them.
-
-    Those of a run are masked as it masks them in evaluation; those of NoNorms have another shape.
-
-    Args:
-        name_or_path: A folder, or a model of the hub, which no run is.
-        config: Of the model; it says now where GeLUs became ReLUs, and LayerNorms NoNorms.
-
-    Returns:
-        What a model of this configuration has; None of any other checkpoint.
-
-    Raises:
-        InputError: The folder does not say how its scores become masks, or the run did what cannot be understood.
-    """
-    if (masked := _masked_weights(Path(name_or_path))) is not None:
-        return _baked(Path(name_or_path), masked, config)
-    if vars(config).pop("layer_norm_type", None) != "no_norm":
-        return None
-    setattr(config, LAYER_NORM, NO_NORM)
-    found = (cached_file(name_or_path, file, _raise_exceptions_for_missing_entries=False) for file in WEIGHTS)
-    file = next(filter(None, found), None)
-    if file is None:
-        raise InputError(f"its NoNorms are read from one file, {' or '.join(WEIGHTS)}, and it has none")
-    weights = _load(Path(file))
-    norms = {name: tensor[None] for name, tensor in weights.items() if name.endswith("LayerNorm.weight")}
-    return weights | norms
-
-
-def _baked(folder: Path, weights: dict[str, Tensor], config: PreTrainedConfig) -> dict[str, Tensor]:
-    """What a run's weights and scores are in evaluation."""
-    if not (folder / ARGUMENTS_NAME).is_file():
-        raise InputError(f"it holds scores of nn_pruning, and no {ARGUMENTS_NAME} that says how they become masks")
-    # Runs of older versions do not say whether biases are masked, and then they are not.
-    arguments = SparseArguments.read(folder / ARGUMENTS_NAME, bias_mask=False)
-    if arguments.rewind_model_name_or_path is not None:
-        raise InputError(f"its run kept the heads of {arguments.rewind_model_name_or_path}, whatever their scores")
-    if arguments.gelu_patch:
-        config.hidden_act = "relu"
-    plain = {name: tensor for name, tensor in weights.items() if not any(part in name for part in _MASKS)}
-    for name in sorted({name.partition(part)[0] for name in weights for part in _MASKS if part in name}):
-        mask = _mask(name, weights, arguments)
-        plain[f"{name}.weight"] = mask * plain[f"{name}.weight"]
-        if arguments.bias_mask:
-            plain[f"{name}.bias"] = (mask != 0).any(1) * plain[f"{name}.bias"]
-    if arguments.layer_norm_patch:
-        setattr(config, LAYER_NORM, NO_NORM)
-        for name in [name.removesuffix(_SUMS) for name in weights if name.endswith(_SUMS)]:
-            mean, variance, count = plain.pop(name + _SUMS)
-            factor = plain[f"{name}.weight"] * (variance / count + config.layer_norm_eps).rsqrt()
-            plain[f"{name}.bias"] = plain[f"{name}.bias"] - mean / count * factor
-            plain[f"{name}.weight"] = factor[None]
-    return plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,14 +112,14 @@ class SparseArguments:
         return SparseArguments(**(defaults | said))
 
     @property
-    def ways(self) -> dict[str, "_Way"]:
+    def ways(self) -> dict[str, "Way"]:
         """How each of `PARTS` is pruned."""
         return {
-            "attention": _Way.of(self.attention_pruning_method, self.attention_block_rows, self.attention_block_cols),
-            "dense": _Way.of(self.dense_pruning_method, self.dense_block_rows, self.dense_block_cols),
+            "attention": Way.of(self.attention_pruning_method, self.attention_block_rows, self.attention_block_cols),
+            "dense": Way.of(self.dense_pruning_method, self.dense_block_rows, self.dense_block_cols),
         }
 
-    def way_of(self, module: str) -> "_Way":
+    def way_of(self, module: str) -> "Way":
         """How a module is pruned, by its name in a BERT."""
         if module.endswith(("query", "key", "value")):
             return self.ways["attention"]
@@ -275,7 +195,7 @@ class SparseArguments:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Way:
+class Way:
     """How scores become a mask: by a method, alone or as rows by columns, for blocks of so many rows and columns."""
 
     method: str
@@ -283,9 +203,9 @@ class _Way:
     blocks: tuple[int, int]
 
     @staticmethod
-    def of(name: str, rows: int, columns: int) -> "_Way":
+    def of(name: str, rows: int, columns: int) -> "Way":
         method, _, submethod = name.partition(":")
-        return _Way(method, submethod or "default", (rows, columns))
+        return Way(method, submethod or "default", (rows, columns))
 
     @property
     def name(self) -> str:
@@ -378,18 +298,18 @@ class SparsePruning(Pruning):
         return {f"density_{self.part}": density}
 
     def _select(self, scores: list[Tensor], density: float) -> list[Tensor]:
-        return [self._kept(group.group, one, density) for one, group in zip(scores, self.groups, strict=True)]
+        return [self.kept(group.group, one, density) for one, group in zip(scores, self.groups, strict=True)]
 
     def _count(self, name: str, total: int) -> int:
         (group,) = [group for group in self.groups if group.group.name == name]
-        return int(self._kept(group.group, group.ranking(), self.arguments.final_threshold).sum())
+        return int(self.kept(group.group, group.ranking(), self.arguments.final_threshold).sum())
 
-    def _kept(self, group: UnitGroup, scores: Tensor, threshold: float) -> Tensor:
+    def kept(self, group: UnitGroup, scores: Tensor, threshold: float) -> Tensor:
         times = 1
         if self.way.submethod == "1d_alt":  # there a dimension's score is that of all of its weights in a matrix
             layout = next(iter(group.layouts.values()))
             times = math.prod(layout.view) // math.prod(layout.units)
-        return _kept(scores, self.way.method, threshold, self.arguments.linear_min_parameters, times)
+        return kept(scores, self.way.method, threshold, self.arguments.linear_min_parameters, times)
 
     def _find_groups(self, model: PreTrainedModel) -> list[UnitGroup]:
         structures: dict[str, dict[str, nn.Module]] = {}
@@ -481,60 +401,7 @@ def methods_of(arguments: SparseArguments, warmup_steps: float) -> list[Compress
     return methods
 
 
-def _masked_weights(folder: Path) -> dict[str, Tensor] | None:
-    """All that a checkpoint of one file holds; None where it has no scores, or there is no such file."""
-    file = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
-    if file is None:
-        return None
-    if file.suffix == ".safetensors":
-        with safe_open(file, "pt") as opened:
-            if not _is_masked(opened.keys()):
-                return None
-    weights = _load(file)
-    return weights if _is_masked(weights) else None
-
-
-def _load(file: Path) -> dict[str, Tensor]:
-    return load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-
-
-def _is_masked(names: Iterable[str]) -> bool:
-    return any(part in name for name in names for part in _MASKS)
-
-
-def _mask(name: str, weights: Mapping[str, Tensor], arguments: SparseArguments) -> Tensor:
-    """Of a masked module in evaluation: of its weight's shape, what that is multiplied by."""
-    way, shape = arguments.way_of(name), weights[f"{name}.weight"].shape
-    mask = torch.ones(shape)
-    if way.method != "disabled":
-        scores = _scores(name, weights, way, shape)
-        if way.method == "topK":  # by the order of its own sorting, in which equal scores are all of a dimension's
-            order = scores.flatten().sort(descending=True).indices
-            blocks = torch.zeros_like(scores)
-            blocks.view(-1)[order[: int(arguments.final_threshold * scores.numel())]] = 1
-        else:
-            blocks = _kept(scores, way.method, arguments.final_threshold, arguments.linear_min_parameters)
-        mask = blocks.float().repeat_interleave(way.blocks[0], 0).repeat_interleave(way.blocks[1], 1)
-    if (pattern := weights.get(name + _PATTERN)) is None:
-        return mask
-    if arguments.ampere_pruning_method == "annealing":  # a score for each pattern of each run of an input's weights
-        chosen = weights[name + _PATTERNS][pattern.argmax(-1)]
-        return mask * chosen.flatten(1).T
-    return mask * keep_highest_in_rows(pattern.unflatten(1, (-1, RUN)), RUN // 2, 2).flatten(1)
-
-
-def _scores(name: str, weights: Mapping[str, Tensor], way: _Way, shape: torch.Size) -> Tensor:
-    """A score for each block of a module."""
-    if not way.submethod.startswith("1d"):
-        return weights[name + _SCORES.format(0)]
-    sides = []
-    for number in (0, 1):  # one of them is missing where that side is not pruned
-        ones = torch.ones(shape[number] // way.blocks[number])
-        sides.append(weights.get(name + _SCORES.format(number), ones))
-    return sides[0].outer(sides[1])
-
-
-def _kept(scores: Tensor, method: str, threshold: float, least: float, times: int = 1) -> Tensor:
+def kept(scores: Tensor, method: str, threshold: float, least: float, times: int = 1) -> Tensor:
     """What of (…) scores, each of which counts so many times, stays: 1 or 0, of `l0` anything between."""
     count = scores.numel() * times
     if method == "topK":
