@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--pretrained", help="take the students' layers from this model, not from the teacher")
     parser.add_argument("--labels", type=int, help="how many sentences, the first, keep their label; by default all")
     parser.add_argument("--spans", type=int, default=0, help="unlabeled spans of each training sentence, beside it")
+    parser.add_argument("--teacher_cache", help="a folder for what `cached` keeps; by default each run makes its own")
     options = parser.parse_args()
     logging.disable(logging.INFO)
 
@@ -122,7 +123,7 @@ def train(
         for number, stage in enumerate(stages):
             arguments = DistillationArguments(
                 output_dir=folder,
-                teacher_cache=f"{folder}/cache" if method == "cached" else None,
+                teacher_cache=(options.teacher_cache or f"{folder}/cache") if method == "cached" else None,
                 **stage,
                 hidden_projection=projection,
                 learning_rate=options.learning_rate,

@@ -21,7 +21,7 @@ from prunelle.export.onnx import save_checked
 from prunelle.export.origin import module_of
 from prunelle.export.qdq import uint8_grid, write_qdq
 from prunelle.export.runner import Batch
-from prunelle.export.smoothing import smooth
+from prunelle.export.smoothing import smooth, smooth_as_trained
 
 # Left to choose, onnxruntime also quantizes Attention, into a node that it cannot load.
 LINEAR_OPERATORS = ["MatMul", "Gemm"]
@@ -99,8 +99,8 @@ def quantize_static(
         output_file: as a rule `…/onnx/model_int8.onnx`.
         batches: inputs like those that the model will see, unpadded; see `calibration_batches`.
         method: as `activation_ranges` takes it.
-        plan: of a model trained with `Quantization`, which modules to quantize, and the ranges that it was trained
-            with, in place of calibration.
+        plan: of a model trained with `Quantization`, which modules to quantize, and the ranges and the channels evened
+            out that it was trained with, in place of calibration.
 
     Raises:
         ExportError: as `quantize_dynamic`.
@@ -111,6 +111,7 @@ def quantize_static(
         linear = _linear(proto, plan)
         proto = _with_tables(proto, unfinished, _tables(proto, plan), plan)
         if plan is not None:
+            smooth_as_trained(proto, linear, plan.smoothing)
             inputs = {name: plan.inputs[module] for name, module in linear.items()}
         else:
             smooth(proto, linear, batches)

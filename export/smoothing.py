@@ -1,41 +1,29 @@
-"""Inputs of linear layers whose channels differ in size, evened out before all of a tensor shares one scale.
-
-Some channels of a transformer's activations are many times as large as the others, which one scale for all then leaves
-with few steps. Dividing each channel by a number and multiplying the weights that read it by the same one changes
-nothing but what is lost by rounding: SmoothQuant (arXiv:2211.10438).
-"""
+"""Inputs of linear layers whose channels differ in size, evened out in a file: SmoothQuant (arXiv:2211.10438)."""
 
 import math
 import random
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
+from prunelle.compression.quantization.smoothing import ROWS, channel_divisors
 from prunelle.export.calibration import tensors_within
-from prunelle.export.qdq import rounded_input, rounded_matrix, uint8_grid
 from prunelle.export.runner import Batch
 
 Array = NDArray[np.float32]
-
-# How the size of a channel is shared between input and weights: all left to the weights at 1.
-EXPONENTS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-WORTH = 0.5  # the share of the error that may be left where a multiplication is put in for it
-ROWS = 1024  # of each input, on which the error is measured
-SMALLEST = 1e-3  # what channels that hardly ever differ from zero are taken for, of the largest
 
 
 def smooth(proto: ModelProto, names: Collection[str], batches: Sequence[Batch]) -> list[str]:
     """Divides channels of products' inputs by numbers that their weights are multiplied by, in place.
 
-    The numbers are `max|x|^a / max|w|^(1-a)` of each channel, as in SmoothQuant; `a` is chosen for each input by the
-    squared error that rounding leaves in its products. They are put in, as a node that multiplies, where they at least
-    halve that error. The preceding norm cannot take them in as it does in the paper: where norms follow the sums, as in
-    BERT, sums read it too.
+    They are those of `channel_divisors`, put in as a node that multiplies. The preceding norm cannot take them in as it
+    does in the paper: where norms follow the sums, as in BERT, sums read it too.
 
     Args:
-        proto: float32; computes the same afterwards, but for float rounding.
+        proto: float32; computes the same afterwards.
         names: of `MatMul` nodes with a stored matrix.
         batches: inputs as `activation_ranges` takes them.
 
@@ -50,22 +38,43 @@ def smooth(proto: ModelProto, names: Collection[str], batches: Sequence[Batch]) 
     sources = [source for source, nodes in products.items() if not _shares_weights(proto, nodes)]
     smoothed = []
     for source, (rows, low, high) in zip(sources, _seen(proto, sources, batches), strict=True):
-        nodes = products[source]
-        matrices = [numpy_helper.to_array(weights[node.input[1]]) for node in nodes]
-        divisors = _divisors(rows, low, high, np.concatenate(matrices, axis=1))
-        if divisors is None:
-            continue
-        smoothed.append(source)
-        for node, matrix in zip(nodes, matrices, strict=True):
-            name = node.input[1]
-            weights[name].CopyFrom(numpy_helper.from_array(matrix * divisors[:, None], name))
-            node.input[0] = f"{source}_smooth"
-        proto.graph.initializer.append(numpy_helper.from_array(1 / divisors, f"{source}_factors"))
-        multiplication = helper.make_node(
-            "Mul", [source, f"{source}_factors"], [f"{source}_smooth"], f"{source}_smoothing"
-        )
-        proto.graph.node.insert(list(proto.graph.node).index(nodes[0]), multiplication)
+        matrices = [numpy_helper.to_array(weights[node.input[1]]) for node in products[source]]
+        matrix = np.concatenate(matrices, axis=1).T
+        divisors = channel_divisors(*(torch.tensor(array) for array in (rows, low, high, matrix)))
+        if divisors is not None:
+            smoothed.append(source)
+            _divide(proto, products[source], divisors.numpy())
     return smoothed
+
+
+def smooth_as_trained(proto: ModelProto, linear: Mapping[str, str], exponents: Mapping[str, Sequence[int]]) -> None:
+    """Divides the same channels as `Quantization` did in training, in place.
+
+    Args:
+        proto: as `smooth` takes it.
+        linear: by the name of a `MatMul` node, the module whose product it is.
+        exponents: as in a `QuantizationPlan`.
+    """
+    products: dict[tuple[str, tuple[int, ...]], list[NodeProto]] = {}
+    for node in proto.graph.node:
+        if linear.get(node.name) in exponents:
+            products.setdefault((node.input[0], tuple(exponents[linear[node.name]])), []).append(node)
+    for (_, chosen), nodes in products.items():
+        _divide(proto, nodes, np.exp2(np.array(chosen, np.float32)))
+
+
+def _divide(proto: ModelProto, nodes: Sequence[NodeProto], divisors: Array) -> None:
+    """Has products of one input read its channels divided, and multiplies their weights."""
+    weights = {tensor.name: tensor for tensor in proto.graph.initializer}
+    source, name = nodes[0].input[0], f"{nodes[0].name}_smoothing"
+    for node in nodes:
+        tensor = weights[node.input[1]]
+        matrix = numpy_helper.to_array(tensor) * divisors[:, None]
+        tensor.CopyFrom(numpy_helper.from_array(matrix, tensor.name))
+        node.input[0] = f"{name}_divided"
+    proto.graph.initializer.append(numpy_helper.from_array(1 / divisors, f"{name}_factors"))
+    multiplication = helper.make_node("Mul", [source, f"{name}_factors"], [f"{name}_divided"], name)
+    proto.graph.node.insert(list(proto.graph.node).index(nodes[0]), multiplication)
 
 
 def _shares_weights(proto: ModelProto, nodes: Sequence[NodeProto]) -> bool:
@@ -91,26 +100,3 @@ def _seen(proto: ModelProto, sources: Sequence[str], batches: Sequence[Batch]) -
             sample.append(matrix[draw.sample(range(len(matrix)), min(taken, len(matrix)))])
     for sample, (low, high) in zip(samples, ends, strict=True):
         yield np.concatenate(sample), low, high
-
-
-def _divisors(rows: Array, low: Array, high: Array, matrix: Array) -> Array | None:
-    """(channels,) what to divide the input's channels by, None where it is not worth while."""
-    size, weight = _floored(np.maximum(-low, high)), _floored(np.abs(matrix).max(1))
-    candidates = [size**exponent / weight ** (1 - exponent) for exponent in EXPONENTS]
-    exact = rows @ matrix
-    before, *errors = [
-        _error(rows, low, high, matrix, divisors, exact) for divisors in (np.ones_like(size), *candidates)
-    ]
-    least = int(np.argmin(errors))
-    return candidates[least] if errors[least] < WORTH * before else None
-
-
-def _floored(sizes: Array) -> Array:
-    return np.maximum(sizes, SMALLEST * sizes.max() or 1)
-
-
-def _error(rows: Array, low: Array, high: Array, matrix: Array, divisors: Array, exact: Array) -> float:
-    """Mean squared, of the products of rounded rows with the rounded matrix."""
-    grid = uint8_grid(float((low / divisors).min()), float((high / divisors).max()))
-    rounded = rounded_input(rows / divisors, grid)
-    return float(np.square(rounded @ rounded_matrix(matrix * divisors[:, None]) - exact).mean())

@@ -29,25 +29,31 @@ class StaticInput(FakeQuantizer):
     They come from moving averages of the lowest and of the highest value of each batch, while it is `calibrating` and,
     if it is `observing`, in training. Where the scale is learned, averages give its first value and the zero point.
 
+    Channels can be divided by numbers first, and multiplied by them once they are rounded (see `channel_divisors`).
+
     Args:
+        width: of the vectors, how many channels.
         device: of the module.
         learned: whether the scale is learned (LSQ, arXiv:1902.08153).
 
     Attributes:
-        low, high: (), the averages.
+        divisors: (width,) what channels are divided by, powers of two; 1 to begin with.
+        low, high: (), the averages, of the divided channels.
         scale, zero: (), the grid.
     """
 
     enabled = False  # until there is a range
     calibrating = False
     observing = False
+    divisors: Tensor
     low: Tensor
     high: Tensor
     zero: Tensor
 
-    def __init__(self, device: torch.device | None = None, learned: bool = False) -> None:
+    def __init__(self, width: int, device: torch.device | None = None, learned: bool = False) -> None:
         super().__init__()
         self.learned = learned
+        self.register_buffer("divisors", torch.ones(width, device=device))
         for name, value in {"low": torch.inf, "high": -torch.inf, "zero": 0.0}.items():
             self.register_buffer(name, torch.tensor(value, device=device))
         scale = torch.ones((), device=device)
@@ -63,11 +69,11 @@ class StaticInput(FakeQuantizer):
         if not self.enabled:
             # Part of the graph all the same: several processes wait for every parameter's gradient.
             return vectors + 0 * self.scale if self.learned and self.training else vectors
-        return round_within(vectors, self.scale, -self.zero, UINT8_MAX - self.zero)
+        return round_within(vectors, self.scale * self.divisors, -self.zero, UINT8_MAX - self.zero)
 
     @torch.no_grad()
     def _observe(self, vectors: Tensor) -> None:
-        for average, value in zip((self.low, self.high), torch.aminmax(vectors), strict=True):
+        for average, value in zip((self.low, self.high), torch.aminmax(vectors / self.divisors), strict=True):
             average.copy_(torch.where(average.isinf(), value, average.lerp(value.to(average.dtype), 1 - MOMENTUM)))
         scale, zero = uint8_grid(self.low, self.high)
         self.scale.copy_(scale)

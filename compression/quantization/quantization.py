@@ -8,10 +8,12 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, register_parametrization
 from transformers import PreTrainedModel
 
+from prunelle.compression.anatomy import matrix
 from prunelle.compression.layers import find_layers
 from prunelle.compression.method import CompressionMethod
 from prunelle.compression.quantization.inputs import NAME, DynamicInput, StaticInput, quantize_inputs
 from prunelle.compression.quantization.plan import Embeddings, Inputs, QuantizationPlan, Scheme
+from prunelle.compression.quantization.smoothing import InputWatch, channel_divisors
 from prunelle.compression.quantization.weights import (
     BinaryWeight,
     FakeQuantizer,
@@ -32,7 +34,9 @@ class Quantization(CompressionMethod):
 
     - `int8-dynamic`: linear modules have weights of `Int8Weight` and inputs of `DynamicInput`, embeddings are those of
       `Int8Table`: what `prunelle.export.quantize_dynamic` writes.
-    - `int8-static`: inputs of `StaticInput`, else the same: what `prunelle.export.quantize_static` writes.
+    - `int8-static`: inputs of `StaticInput`, else the same: what `prunelle.export.quantize_static` writes. Channels
+      that differ much in size are evened out first (`channel_divisors`), unless something is pruned in the same run:
+      what `shrink` takes out of a module's input would be missing from what the file divides.
     - `int4-weight`: weights of `Int4Weight`, and inputs as they are: what `prunelle.export.quantize_int4` writes.
 
     - `ternary`, `binary`: weights of `TernaryWeight` or `BinaryWeight`, and inputs as they are or of `DynamicInput`.
@@ -85,12 +89,13 @@ class Quantization(CompressionMethod):
         self.linear: dict[str, nn.Module] = {}
         self.tables: dict[str, nn.Module] = {}
         self.quantizers: list[FakeQuantizer] = []
-        self.calibrated = False
+        self.calibrated = self.is_pruned = False
         self.frozen: dict[str, Tensor] | None = None
 
     def attach(self, model: PreTrainedModel) -> None:
         if model.config.is_encoder_decoder:
             raise InputError(f"{type(model).__name__} is not exported, so there is no file to train it for")
+        self.is_pruned = any(is_parametrized(module) for module in model.modules())
         default = "*" if self.scheme.startswith("int8") else f"{find_layers(model).name}.*"
         linear = match_modules(model, LINEAR, self.patterns or [default], self.excluded)
         tables = match_modules(model, (nn.Embedding,)) if self.embeddings != "none" else {}
@@ -113,6 +118,8 @@ class Quantization(CompressionMethod):
             return
         for quantizer in self.quantizers:
             quantizer.enabled = False
+        if not self.is_pruned:
+            self._smooth(model, run)
         for static in self._static().values():
             static.calibrating = True
         run(self.calibration_samples, lambda: None)
@@ -161,16 +168,29 @@ class Quantization(CompressionMethod):
     def plan(self) -> QuantizationPlan:
         """What the export has to do. Before `bake`, which takes the ranges away."""
         inputs = {name: (static.scale.item(), round(static.zero.item())) for name, static in self._static().items()}
+        exponents = {name: static.divisors.log2().int().tolist() for name, static in self._static().items()}
         return QuantizationPlan(
             self.scheme,
             list(self.linear),
             list(self.tables),
             self.embeddings,
             inputs,
+            {name: each for name, each in exponents.items() if any(each)},
             self.block_size,
             self.symmetric,
             self.activations,
         )
+
+    def _smooth(self, model: PreTrainedModel, run: Callable[[int, Callable[[], None]], None]) -> None:
+        with InputWatch(model, self.linear, self.calibration_samples) as watch:
+            run(self.calibration_samples, lambda: None)
+        for names, rows, low, high in watch.inputs():
+            modules: list[Any] = [self.linear[name] for name in names]
+            weight = torch.cat([matrix(module).detach() for module in modules])
+            if (divisors := channel_divisors(rows, low, high, weight)) is not None:
+                for module in modules:
+                    module.parametrizations["weight"][-1].divisors.copy_(divisors)
+                    getattr(module, NAME).divisors.copy_(divisors)
 
     def _static(self) -> dict[str, StaticInput]:
         inputs = {name: getattr(module, NAME, None) for name, module in self.linear.items()}
@@ -185,10 +205,11 @@ class Quantization(CompressionMethod):
             kind = TernaryWeight if self.scheme == "ternary" else BinaryWeight
             self._round_weight(module, kind(weight, input_axis))
         else:
-            self._round_weight(module, Int8Weight(input_axis))
+            divisors = weight.new_ones(weight.shape[input_axis]) if self.scheme == "int8-static" else None
+            self._round_weight(module, Int8Weight(input_axis, divisors))
         inputs: FakeQuantizer | None = None
         if self.scheme == "int8-static":
-            inputs = StaticInput(weight.device, self.ranges == "learned")
+            inputs = StaticInput(weight.shape[input_axis], weight.device, self.ranges == "learned")
         elif self.scheme == "int8-dynamic" or (self.scheme != "int4-weight" and self.activations == "int8"):
             inputs = DynamicInput()
         if inputs is not None:

@@ -25,7 +25,8 @@ class _RoundWithin(torch.autograd.Function):
         rounded = steps.round().clamp_(lowest, highest)
         inside = (steps >= lowest - 0.5) & (steps <= highest + 0.5)
         ctx.save_for_backward(inside, *((steps, rounded) if ctx.needs_input_grad[1] else ()))
-        return rounded * scale
+        ctx.one_scale = scale.dim() == 0
+        return (rounded * scale).to(values.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor | None, None, None]:
@@ -35,7 +36,9 @@ class _RoundWithin(torch.autograd.Function):
         if kept:
             steps, rounded = kept
             change = torch.where(inside, rounded - steps, rounded)
-            to_scale = (gradient * change).sum() / (UINT8_MAX * gradient.shape[-1]) ** 0.5
+            to_scale = gradient * change
+            to_scale = to_scale.sum() if ctx.one_scale else to_scale.flatten(0, -2).sum(0)
+            to_scale = to_scale / (UINT8_MAX * gradient.shape[-1]) ** 0.5
         return torch.where(inside, gradient, 0.0), to_scale, None, None
 
 
@@ -83,7 +86,7 @@ def round_all(values: Tensor, scale: Tensor, lowest: Tensor | int, highest: Tens
 
 
 def round_within(values: Tensor, scale: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
-    """Rounds values to whole multiples of one scale, ties to the even one; what lies beyond the ends is clipped.
+    """Rounds values to whole multiples of a scale, ties to the even one; what lies beyond the ends is clipped.
 
     A value's gradient passes where it is rounded and not clipped. The scale's is that of learned step size quantization
     (LSQ, Esser et al., arXiv:1902.08153): how a rounded value changes with it, by its multiple less what the multiple
@@ -91,7 +94,7 @@ def round_within(values: Tensor, scale: Tensor, lowest: Tensor, highest: Tensor)
 
     Args:
         values: (..., features), float.
-        scale: (), learned or not.
+        scale: () or (features,), learned or not.
         lowest, highest: (), the least and the greatest multiple that there is.
 
     Returns:

@@ -23,15 +23,26 @@ class Int8Weight(FakeQuantizer):
 
     Args:
         input_axis: the axis that the products are summed over; 1 in `nn.Linear`, 0 in `Conv1D`.
+        divisors: (inputs,) what the channels of the input are divided by, powers of two: weights are multiplied by the
+            same before they are rounded, and divided by it afterwards. None divides nothing.
     """
 
-    def __init__(self, input_axis: int) -> None:
+    divisors: Tensor | None
+
+    def __init__(self, input_axis: int, divisors: Tensor | None = None) -> None:
         super().__init__()
         self.input_axis = input_axis
+        self.register_buffer("divisors", divisors)
 
     def forward(self, weight: Tensor) -> Tensor:
         """weight: (outputs, inputs), or the other way round. Returns it rounded."""
-        return _round_symmetric(weight, self.input_axis, INT8_END) if self.enabled else weight
+        if not self.enabled:
+            return weight
+        if self.divisors is None:
+            return _round_symmetric(weight, self.input_axis, INT8_END)
+        divisors = self.divisors if self.input_axis == 1 else self.divisors[:, None]
+        scale = _symmetric_scale(weight.detach() * divisors, self.input_axis, INT8_END)
+        return round_all(weight, scale / divisors, -INT8_END, INT8_END)
 
 
 class Int4Weight(FakeQuantizer):
@@ -129,6 +140,9 @@ class Int8Rows(FakeQuantizer):
 
 def _round_symmetric(weight: Tensor, axis: int, end: int) -> Tensor:
     """To integers from -end to end times a scale, found over one axis."""
-    scale = weight.detach().abs().amax(axis, keepdim=True) / end
-    scale = torch.where(scale >= torch.finfo(scale.dtype).tiny, scale, 1.0)
-    return round_all(weight, scale, -end, end)
+    return round_all(weight, _symmetric_scale(weight.detach(), axis, end), -end, end)
+
+
+def _symmetric_scale(weight: Tensor, axis: int, end: int) -> Tensor:
+    scale = weight.abs().amax(axis, keepdim=True) / end
+    return torch.where(scale >= torch.finfo(scale.dtype).tiny, scale, 1.0)

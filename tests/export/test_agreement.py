@@ -62,6 +62,7 @@ def relative_difference(found: Tensor, expected: Tensor) -> float:
 SCHEMES: dict[str, tuple[str, dict[str, Any]]] = {
     "dynamic": ("bert", {"scheme": "int8-dynamic"}),
     "static, learned, tables by row": ("gpt2", {"scheme": "int8-static", "ranges": "learned", "embeddings": "row"}),
+    "static, channels of unlike size": ("uneven bert", {"scheme": "int8-static", "embeddings": "none"}),
     "4 bits": ("gpt2", {"scheme": "int4-weight", "patterns": ["*"]}),
     "4 bits, symmetric": ("bert", {"scheme": "int4-weight", "block_size": 64, "symmetric": True}),
 }
@@ -71,8 +72,13 @@ SCHEMES: dict[str, tuple[str, dict[str, Any]]] = {
 def test_every_module_agrees_with_the_file(
     architecture: str, options: dict[str, Any], make_bert: Callable[..., PreTrainedModel], tmp_path: Path
 ) -> None:
-    """Prevents training for another rounding than the one that will be deployed, and rounding twice."""
-    model = make_bert() if architecture == "bert" else gpt2()
+    """Prevents training for another rounding than the one that will be deployed, rounding twice, and channels that are
+    divided in training alone.
+    """
+    model = gpt2() if architecture == "gpt2" else make_bert()
+    if architecture == "uneven bert":
+        for norm in (module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)):
+            norm.weight.data[3] *= 50
     original = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     method = Quantization(**options)
     method.attach(model)
@@ -83,6 +89,7 @@ def test_every_module_agrees_with_the_file(
                 static.scale.mul_(0.7)  # as learning leaves it: some values are clipped
     method.step(0.0)
     plan, kept = method.plan(), {}
+    assert bool(plan.smoothing) == (architecture == "uneven bert")
     for name in [*plan.linear, *plan.tables]:
         module = model.get_submodule(name).eval()
         kept[name] = module, getattr(module, "input_quantizer", None), module.weight.detach()

@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel, TrainerCallback, set_seed
 
 from prunelle.compression import bake
+from prunelle.compression.quantization import Quantization
 from prunelle.trainers import (
     CompressionTrainer,
     DistillationArguments,
@@ -49,11 +50,13 @@ def settings(folder: Path, **more: Any) -> dict[str, Any]:
     } | more
 
 
-def quantize(folder: Path, quantization: dict[str, Any], **more: Any) -> QATTrainer:
+def quantize(folder: Path, quantization: dict[str, Any], prune: bool = True, **more: Any) -> QATTrainer:
     arguments = FinetuningArguments(**settings(folder, **more))
     chosen = QuantizationArguments(**quantization)
-    pruning = PruningArguments(density=[0.3], score="movement").methods(0)
-    trainer = QATTrainer(model(), arguments, chosen, pruning, train_dataset=rows(), eval_dataset=rows(6))
+    pruning = PruningArguments(density=[0.3], score="movement").methods(0) if prune else []
+    quantized = model()
+    quantized.bert.embeddings.LayerNorm.weight.data[3] *= 50  # a channel that is evened out where nothing is pruned
+    trainer = QATTrainer(quantized, arguments, chosen, pruning, train_dataset=rows(), eval_dataset=rows(6))
     trainer.train(resume_from_checkpoint=more.get("resume_from_checkpoint"))
     return trainer
 
@@ -97,6 +100,18 @@ def test_a_model_is_quantized_while_it_is_distilled(tmp_path: Path) -> None:
     assert before > 0
     trainer.train()
     assert trainer.evaluate()["eval_loss"] < 0.8 * before
+
+
+def test_channels_stay_evened_out_in_a_resumed_run(tmp_path: Path) -> None:
+    """Prevents a run that goes on as if nothing were divided, and a file that divides nothing."""
+    more = {"save_strategy": "steps", "save_steps": 4, "per_device_train_batch_size": 4, "prune": False}
+    whole = quantize(tmp_path, {"scheme": "int8-static"}, **more)
+    resumed = quantize(tmp_path, {"scheme": "int8-static"}, **more, resume_from_checkpoint=f"{tmp_path}/checkpoint-4")
+    for key, tensor in state(whole).items():
+        assert torch.equal(tensor, state(resumed)[key]), key
+    plans = [next(m for m in trainer.methods if isinstance(m, Quantization)).plan() for trainer in (whole, resumed)]
+    assert plans[0].smoothing
+    assert plans[0] == plans[1]
 
 
 def test_ranges_are_calibrated_first_and_frozen_last(tmp_path: Path) -> None:

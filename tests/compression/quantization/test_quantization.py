@@ -118,7 +118,7 @@ def test_gradients_of_a_learned_scale_are_those_of_the_paper() -> None:
 
 def test_static_ranges_are_moving_averages_until_they_freeze() -> None:
     """Prevents ranges that evaluation data move, that move to the end of the run, or that begin at zero."""
-    quantizer = StaticInput()
+    quantizer = StaticInput(2)
     quantizer.calibrating = True
     quantizer(torch.tensor([[-1.0, 3.0]]))
     assert (quantizer.low.item(), quantizer.high.item()) == (-1.0, 3.0)
