@@ -45,7 +45,9 @@ def test_inputs_are_rounded_as_divided() -> None:
     low, high = min(map(min, divided)), max(map(max, divided))
     scale = (high - low) / 255
     expected = [[round(v / scale) * scale * by for v, by in zip(row, DIVISORS, strict=True)] for row in divided]
-    torch.testing.assert_close(quantizer.eval()(values), torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=scale / 100)
+    torch.testing.assert_close(
+        quantizer.eval()(values), torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=scale / 100
+    )
 
 
 def test_divisors_halve_the_error_or_are_none() -> None:
