@@ -40,7 +40,7 @@ METHODS: dict[str, list[dict[str, Any]]] = {  # stages, of equal length
     "ensemble": [KD],  # all teachers, the mean of their probabilities
     "cached": [KD],  # by --teacher_cache
 }
-SETTINGS = ("steps", "learning_rate", "labels", "spans", "start", "teacher")
+SETTINGS = ("steps", "learning_rate", "labels", "spans", "replaced", "start", "teacher")
 STUDENTS = {"3_layers": [0, 2, 5], "2_layers": [0, 5], "1_layer": [0], "half_hidden": None}
 
 
@@ -57,6 +57,9 @@ def main() -> None:
     parser.add_argument("--pretrained", help="take the students' layers from this model, not from the teacher")
     parser.add_argument("--labels", type=int, help="how many sentences, the first, keep their label; by default all")
     parser.add_argument("--spans", type=int, default=0, help="unlabeled spans of each training sentence, beside it")
+    parser.add_argument(
+        "--replaced", type=float, default=0.0, help="the share of words of spans that become any others"
+    )
     parser.add_argument("--teacher_cache", help="a folder for what `cached` keeps; by default each run makes its own")
     options = parser.parse_args()
     logging.disable(logging.INFO)
@@ -72,7 +75,7 @@ def main() -> None:
     if options.pretrained is not None:
         start = AutoModelForSequenceClassification.from_pretrained(options.pretrained, config=teacher.config)
 
-    settings = {name: getattr(options, name) for name in ("steps", "learning_rate", "labels", "spans")}
+    settings = {name: getattr(options, name) for name in ("steps", "learning_rate", "labels", "spans", "replaced")}
     settings["start"] = "teacher" if options.pretrained is None else "pretrained"
     settings["teacher"] = sentences.accuracy(expected, "test")
     ensemble = Ensemble([teacher, *others], temperature=KD["temperature"])
@@ -137,7 +140,8 @@ def train(
 def unlabeled(sentences: Sentences, options: argparse.Namespace) -> dict[str, Any]:
     """The training split as it is to be: labelled rows, and unlabeled ones on which the teacher alone speaks.
 
-    Spans of the sentences are the n-gram sampling of arXiv:1903.12136: text of the domain that costs nothing.
+    Spans of the sentences are the n-gram sampling of arXiv:1903.12136: text of the domain that costs nothing. Words
+    that are put in at random have the teacher say what it makes of those that the sentences lack.
     """
     train, parts = sentences.encoded["train"], []
     if options.labels is not None:
@@ -145,7 +149,12 @@ def unlabeled(sentences: Sentences, options: argparse.Namespace) -> dict[str, An
         train = train.select(range(options.labels))
     if options.spans:
         generator = random.Random(0)
-        texts = [span(text, generator) for text in sentences.task.splits["train"]["text"] for _ in range(options.spans)]
+        words = [word for word in sorted(sentences.tokenizer.get_vocab()) if word.isascii() and word.isalpha()]
+        texts = [
+            span(text, generator, words, options.replaced)
+            for text in sentences.task.splits["train"]["text"]
+            for _ in range(options.spans)
+        ]
         length = sentences.task.arguments.max_seq_length
         encode = sentences.tokenizer(list(dict.fromkeys(texts)), truncation=True, max_length=length)
         parts.append(Dataset.from_dict({**encode, "labels": [0] * len(encode["input_ids"])}, features=train.features))
@@ -157,11 +166,14 @@ def unlabeled(sentences: Sentences, options: argparse.Namespace) -> dict[str, An
     return {"train": train, "unlabeled": rows}
 
 
-def span(text: str, generator: random.Random) -> str:
-    """Some consecutive words of a text, at least two where it has them."""
+def span(text: str, generator: random.Random, others: list[str], replaced: float) -> str:
+    """Some consecutive words of a text, at least two where it has them, a share of which become any of the others."""
     words = text.split()
     first, last = sorted(generator.sample(range(len(words) + 1), 2)) if len(words) > 1 else (0, 1)
-    return " ".join(words[first : max(last, first + 2)])
+    chosen = words[first : max(last, first + 2)]
+    if not replaced:
+        return " ".join(chosen)
+    return " ".join(generator.choice(others) if generator.random() < replaced else word for word in chosen)
 
 
 if __name__ == "__main__":
