@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--results_file", type=Path, required=True)
     parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=list(SCHEMES)[:4])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--embeddings", choices=["tensor", "row", "none"], default="tensor")
+    parser.add_argument("--embeddings", choices=["row", "tensor", "none"], default="row")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=float, default=1)
     parser.add_argument("--learning_rate", type=float, default=1e-5)

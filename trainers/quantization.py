@@ -36,8 +36,8 @@ class QuantizationArguments:
     unquantized_modules: list[str] = field(
         default_factory=list, metadata={"help": "Shell patterns of those to leave out again."}
     )
-    embeddings: Literal["tensor", "row", "none"] = field(
-        default="tensor", metadata={"help": "Embeddings in 8 bits too, with one scale a table or one a row, or not."}
+    embeddings: Literal["row", "tensor", "none"] = field(
+        default="row", metadata={"help": "Embeddings in 8 bits too, with one scale a row or one a table, or not."}
     )
     weight_block_size: int = field(
         default=32, metadata={"help": "Weights that share a scale (int4-weight).", "choices": [32, 64, 128]}

@@ -19,7 +19,7 @@ class QuantizationPlan:
         scheme: as `Quantization` takes it.
         linear: qualified names of the linear modules that are quantized; all others stay as they are.
         tables: of the tables of embeddings.
-        embeddings: whether each of those has one scale, or one a row.
+        embeddings: whether each of those has one scale a row, or one.
         inputs: for `int8-static`, the scale and the zero point of the input of each linear module.
         smoothing: for `int8-static`, the powers of two that the channels of a linear module's input are divided by, as
             exponents, where they are.
@@ -31,7 +31,7 @@ class QuantizationPlan:
     scheme: Scheme
     linear: list[str] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)
-    embeddings: Embeddings = "tensor"
+    embeddings: Embeddings = "row"
     inputs: dict[str, tuple[float, int]] = field(default_factory=dict)
     smoothing: dict[str, list[int]] = field(default_factory=dict)
     block_size: int = 32

@@ -33,7 +33,7 @@ class Quantization(CompressionMethod):
     """Rounds weights and inputs as the exported file does, with gradients that pass straight through.
 
     - `int8-dynamic`: linear modules have weights of `Int8Weight` and inputs of `DynamicInput`, embeddings are those of
-      `Int8Table`: what `prunelle.export.quantize_dynamic` writes.
+      `Int8Rows`: what `prunelle.export.quantize_dynamic` writes.
     - `int8-static`: inputs of `StaticInput`, else the same: what `prunelle.export.quantize_static` writes. Channels
       that differ much in size are evened out first (`channel_divisors`), unless something is pruned in the same run:
       what `shrink` takes out of a module's input would be missing from what the file divides.
@@ -49,8 +49,8 @@ class Quantization(CompressionMethod):
         patterns: Shell patterns of qualified names of linear modules, as `*.attention.*`. By default all of them, for
             fewer than 8 bits those within the layers, but none that shares its weight, as a language model's head.
         excluded: Shell patterns of those to leave out again.
-        embeddings: Whether tables of embeddings, where they share nothing, are of `Int8Table` (`tensor`), of
-            `Int8Rows` (`row`) or not quantized.
+        embeddings: Whether tables of embeddings, where they share nothing, are of `Int8Rows` (`row`), of `Int8Table`
+            (`tensor`) or not quantized.
         block_size, symmetric: As `Int4Weight` takes them.
         activations: What inputs of ternary and binary modules are, `float32` or `int8`.
         ranges: Whether static ranges are moving averages, or their scales are learned from there.
@@ -68,7 +68,7 @@ class Quantization(CompressionMethod):
         *,
         patterns: Sequence[str] = (),
         excluded: Sequence[str] = (),
-        embeddings: Embeddings = "tensor",
+        embeddings: Embeddings = "row",
         block_size: int = 32,
         symmetric: bool = False,
         activations: Inputs = "float32",

@@ -60,8 +60,8 @@ def relative_difference(found: Tensor, expected: Tensor) -> float:
 
 
 SCHEMES: dict[str, tuple[str, dict[str, Any]]] = {
-    "dynamic": ("bert", {"scheme": "int8-dynamic"}),
-    "static, learned, tables by row": ("gpt2", {"scheme": "int8-static", "ranges": "learned", "embeddings": "row"}),
+    "dynamic, whole tables": ("bert", {"scheme": "int8-dynamic", "embeddings": "tensor"}),
+    "static, learned": ("gpt2", {"scheme": "int8-static", "ranges": "learned"}),
     "static, channels of unlike size": ("uneven bert", {"scheme": "int8-static", "embeddings": "none"}),
     "4 bits": ("gpt2", {"scheme": "int4-weight", "patterns": ["*"]}),
     "4 bits, symmetric": ("bert", {"scheme": "int4-weight", "block_size": 64, "symmetric": True}),
