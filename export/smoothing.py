@@ -23,7 +23,7 @@ def smooth(proto: ModelProto, names: Collection[str], batches: Sequence[Batch]) 
     does in the paper: where norms follow the sums, as in BERT, sums read it too.
 
     Args:
-        proto: float32; computes the same afterwards.
+        proto: float32; computes the same afterwards, but for float rounding.
         names: of `MatMul` nodes with a stored matrix.
         batches: inputs as `activation_ranges` takes them.
 

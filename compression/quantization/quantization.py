@@ -187,7 +187,7 @@ class Quantization(CompressionMethod):
         for names, rows, low, high in watch.inputs():
             modules: list[Any] = [self.linear[name] for name in names]
             weight = torch.cat([matrix(module).detach() for module in modules])
-            if (divisors := channel_divisors(rows, low, high, weight)) is not None:
+            if (divisors := channel_divisors(rows, low, high, weight, powers_of_two=True)) is not None:
                 for module in modules:
                     module.parametrizations["weight"][-1].divisors.copy_(divisors)
                     getattr(module, NAME).divisors.copy_(divisors)

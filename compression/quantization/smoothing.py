@@ -2,8 +2,8 @@
 
 Some channels of a transformer's activations are many times as large as the others, which one scale for all then leaves
 with few steps. Dividing each channel by a number and multiplying the weights that read it by the same one changes
-nothing but what is lost by rounding: SmoothQuant (arXiv:2211.10438). The numbers here are powers of two, which a float
-is multiplied by without any rounding, so that a weight that lies on its grid still does after it.
+nothing but what is lost by rounding: SmoothQuant (arXiv:2211.10438). Training takes powers of two, which a float is
+multiplied by without any rounding, so that file and simulation stay exactly alike.
 """
 
 import math
@@ -28,22 +28,28 @@ SMALLEST = 1e-3  # what channels that hardly ever differ from zero are taken for
 
 
 @torch.no_grad()
-def channel_divisors(rows: Tensor, low: Tensor, high: Tensor, weight: Tensor) -> Tensor | None:
+def channel_divisors(
+    rows: Tensor, low: Tensor, high: Tensor, weight: Tensor, powers_of_two: bool = False
+) -> Tensor | None:
     """What to divide the channels of an input by, None where that does not halve the error.
 
-    The numbers are `max|x|^a / max|w|^(1-a)` of each channel, as in SmoothQuant, or rather the nearest powers of two;
-    `a` is chosen by the mean squared error that rounding leaves in the products.
+    The numbers are `max|x|^a / max|w|^(1-a)` of each channel, as in SmoothQuant; `a` is chosen by the mean squared
+    error that rounding leaves in the products.
 
     Args:
         rows: (rows, channels) of the input.
         low, high: (channels,) the range of each channel.
         weight: (outputs, channels) all that reads the input.
+        powers_of_two: whether to take the nearest of those. (Logits of two models were then 5 to 17 % further from
+            float32's.)
 
     Returns:
         (channels,)
     """
     size, reader = _floored(torch.maximum(-low, high)), _floored(weight.abs().amax(0))
-    candidates = [(size**exponent / reader ** (1 - exponent)).log2().round().exp2() for exponent in EXPONENTS]
+    candidates = [size**exponent / reader ** (1 - exponent) for exponent in EXPONENTS]
+    if powers_of_two:
+        candidates = [divisors.log2().round().exp2() for divisors in candidates]
     exact = rows @ weight.T
     before, *errors = [
         _error(rows, low, high, weight, divisors, exact) for divisors in (torch.ones_like(size), *candidates)

@@ -23,8 +23,8 @@ class Int8Weight(FakeQuantizer):
 
     Args:
         input_axis: the axis that the products are summed over; 1 in `nn.Linear`, 0 in `Conv1D`.
-        divisors: (inputs,) what the channels of the input are divided by, powers of two: weights are multiplied by the
-            same before they are rounded, and divided by it afterwards. None divides nothing.
+        divisors: (inputs,) what the channels of the input are divided by: weights are multiplied by the same before
+            they are rounded, and divided by it afterwards. None divides nothing.
     """
 
     divisors: Tensor | None
