@@ -29,7 +29,7 @@ SMALLEST = 1e-3  # what channels that hardly ever differ from zero are taken for
 
 @torch.no_grad()
 def channel_divisors(
-    rows: Tensor, low: Tensor, high: Tensor, weight: Tensor, powers_of_two: bool = False
+    rows: Tensor, low: Tensor, high: Tensor, weight: Tensor, *, powers_of_two: bool = False
 ) -> Tensor | None:
     """What to divide the channels of an input by, None where that does not halve the error.
 

@@ -54,9 +54,9 @@ def test_inputs_are_rounded_as_divided() -> None:
 def test_divisors_halve_the_error_or_are_none(powers_of_two: bool) -> None:
     """Prevents a choice that makes products worse, or numbers in training that a float is not multiplied by exactly."""
     rows, weight = drawn(200, 16).float(), drawn(8, 16, seed=1).float()
-    assert channel_divisors(rows, rows.amin(0), rows.amax(0), weight, powers_of_two) is None
+    assert channel_divisors(rows, rows.amin(0), rows.amax(0), weight, powers_of_two=powers_of_two) is None
     rows[:, 3] *= 60
-    divisors = channel_divisors(rows, rows.amin(0), rows.amax(0), weight, powers_of_two)
+    divisors = channel_divisors(rows, rows.amin(0), rows.amax(0), weight, powers_of_two=powers_of_two)
     assert divisors is not None
     assert torch.equal(divisors.log2(), divisors.log2().round()) == powers_of_two
 
