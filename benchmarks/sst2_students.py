@@ -171,7 +171,7 @@ def span(text: str, generator: random.Random, others: list[str], replaced: float
     words = text.split()
     first, last = sorted(generator.sample(range(len(words) + 1), 2)) if len(words) > 1 else (0, 1)
     chosen = words[first : max(last, first + 2)]
-    if not replaced:
+    if not replaced:  # and nothing more is drawn: spans stay those of the runs that are in the results
         return " ".join(chosen)
     return " ".join(generator.choice(others) if generator.random() < replaced else word for word in chosen)
 

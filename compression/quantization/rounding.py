@@ -25,7 +25,7 @@ class _RoundWithin(torch.autograd.Function):
         rounded = steps.round().clamp_(lowest, highest)
         inside = (steps >= lowest - 0.5) & (steps <= highest + 0.5)
         ctx.save_for_backward(inside, *((steps, rounded) if ctx.needs_input_grad[1] else ()))
-        ctx.one_scale = scale.dim() == 0
+        ctx.scale_shape = scale.shape
         return (rounded * scale).to(values.dtype)
 
     @staticmethod
@@ -36,9 +36,7 @@ class _RoundWithin(torch.autograd.Function):
         if kept:
             steps, rounded = kept
             change = torch.where(inside, rounded - steps, rounded)
-            to_scale = gradient * change
-            to_scale = to_scale.sum() if ctx.one_scale else to_scale.flatten(0, -2).sum(0)
-            to_scale = to_scale / (UINT8_MAX * gradient.shape[-1]) ** 0.5
+            to_scale = (gradient * change).sum_to_size(ctx.scale_shape) / (UINT8_MAX * gradient.shape[-1]) ** 0.5
         return torch.where(inside, gradient, 0.0), to_scale, None, None
 
 
