@@ -25,8 +25,18 @@ from prunelle.compression import bake
 from prunelle.compression.pruning import density_by_weight
 from prunelle.trainers import DistillationArguments, DistillationTrainer, PruningArguments
 from prunelle.trainers.finetuning import trainer_data
+from prunelle.trainers.quantization import disable_dropout
 
-SETTINGS = ("start", "epochs", "learning_rate", "score_learning_rate", "score_init", "cooldown", "teacher")
+SETTINGS = (
+    "start",
+    "epochs",
+    "learning_rate",
+    "score_learning_rate",
+    "score_init",
+    "cooldown",
+    "no_dropout",
+    "teacher",
+)
 
 
 def main() -> None:
@@ -43,6 +53,7 @@ def main() -> None:
     parser.add_argument("--score_learning_rate", type=float, default=1e-2)
     parser.add_argument("--score_init", default="magnitude")
     parser.add_argument("--cooldown", type=float, default=0.3)
+    parser.add_argument("--no_dropout", action="store_true", help="train without it")
     parser.add_argument("--teacher_cache", help="a folder for the teacher's predictions, which all runs share")
     options = parser.parse_args()
     logging.disable(logging.INFO)
@@ -54,7 +65,7 @@ def main() -> None:
         config = sentences.model.config
         start = AutoModelForSequenceClassification.from_pretrained(options.pretrained, config=config)
     expected = sentences.predict(sentences.model, "test")
-    settings = {name: getattr(options, name) for name in ("epochs", "learning_rate", "cooldown")}
+    settings = {name: getattr(options, name) for name in ("epochs", "learning_rate", "cooldown", "no_dropout")}
     settings["start"] = "fine-tuned" if options.pretrained is None else "pretrained"
     settings["teacher"] = sentences.accuracy(expected, "test")
     for seed, density, score in itertools.product(options.seeds, options.densities, options.scores):
@@ -87,6 +98,8 @@ def prune(
     """A model that was pruned from `start`, and the density of its pruned weights together."""
     set_seed(seed)
     model = deepcopy(start).requires_grad_()  # a trainer whose teacher it was has frozen it
+    if options.no_dropout:
+        disable_dropout(model)
     pruning = PruningArguments(
         density=[density],
         score=score,  # type: ignore[arg-type]

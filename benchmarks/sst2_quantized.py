@@ -37,6 +37,7 @@ from prunelle.trainers import (
     QuantizationArguments,
 )
 from prunelle.trainers.finetuning import trainer_data
+from prunelle.trainers.quantization import disable_dropout
 
 # The model's own logits and hidden states in float32 are what a quantized one is to give.
 ITS_OWN = {
@@ -77,9 +78,7 @@ def main() -> None:
 
     sentences = Sentences(options.data_dir, options.model)
     if options.no_dropout:
-        for module in sentences.model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
+        disable_dropout(sentences.model)
     expected = sentences.predict(sentences.model, "test")
     shared = {name: getattr(options, name) for name in ("embeddings", "epochs", "learning_rate", "no_dropout", "loss")}
     shared["model"] = sentences.accuracy(expected, "test")

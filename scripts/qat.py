@@ -11,7 +11,7 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 
 from prunelle.cli import parse, run
-from prunelle.compression import bake_masks, student_from_layers
+from prunelle.compression import bake_masks
 from prunelle.launch import start
 from prunelle.scripts._closing import close
 from prunelle.tasks import TASKS, DataArguments
@@ -41,8 +41,7 @@ def main(argv: Sequence[str]) -> None:
     teacher = load_dense_teacher(models, quantized, task)
     prune_vocabularies(pruning.prune_vocabulary, task, quantized, teacher)
     check_length(data, quantized.model)
-    if (layers := models.layers()) is not None:
-        quantized.model = student_from_layers(quantized.model, layers)
+    quantized.model = models.student_of(quantized.model)
     with arguments.main_process_first():
         encoded = task.encode(quantized.tokenizer)
 
