@@ -1,6 +1,7 @@
 """What the benchmarks on SST-2 share: its sentences, how a model is scored on them, and results that a stop leaves."""
 
 import json
+import random
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset, Features, concatenate_datasets
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from prunelle.tasks import DataArguments, TextClassification
@@ -66,6 +68,50 @@ class Sentences:
     def accuracy(self, predicted: torch.Tensor, split: str) -> float:
         """In percent."""
         return percentage(predicted == torch.tensor(self.encoded[split]["labels"]))
+
+
+def unlabeled(sentences: Sentences, labels: int | None, spans: int, replaced: float) -> dict[str, Any]:
+    """The training split as it is to be: labelled rows, and unlabeled ones on which the teacher alone speaks.
+
+    Args:
+        labels: How many sentences, the first, keep their label; by default all.
+        spans: How many of each sentence stand beside it.
+        replaced: The share of words of spans that become any others.
+
+    Spans of the sentences are the n-gram sampling of arXiv:1903.12136: text of the domain that costs nothing. Words
+    that are put in at random have the teacher say what it makes of those that the sentences lack.
+    """
+    train, parts = sentences.encoded["train"], []
+    if labels is not None:
+        parts.append(train.select(range(labels, len(train))))
+        train = train.select(range(labels))
+    if spans:
+        generator = random.Random(0)
+        words = [word for word in sorted(sentences.tokenizer.get_vocab()) if word.isascii() and word.isalpha()]
+        texts = [
+            span(text, generator, words, replaced)
+            for text in sentences.task.splits["train"]["text"]
+            for _ in range(spans)
+        ]
+        length = sentences.task.arguments.max_seq_length
+        encode = sentences.tokenizer(list(dict.fromkeys(texts)), truncation=True, max_length=length)
+        parts.append(Dataset.from_dict({**encode, "labels": [0] * len(encode["input_ids"])}, features=train.features))
+    if not parts:
+        return {}
+    rows = concatenate_datasets(parts)
+    ignored = Dataset.from_dict({"labels": [-100] * len(rows)}, features=Features({"labels": train.features["labels"]}))
+    rows = concatenate_datasets([rows.remove_columns("labels"), ignored], axis=1)
+    return {"train": train, "unlabeled": rows}
+
+
+def span(text: str, generator: random.Random, others: list[str], replaced: float) -> str:
+    """Some consecutive words of a text, at least two where it has them, a share of which become any of the others."""
+    words = text.split()
+    first, last = sorted(generator.sample(range(len(words) + 1), 2)) if len(words) > 1 else (0, 1)
+    chosen = words[first : max(last, first + 2)]
+    if not replaced:  # and nothing more is drawn: spans stay those of the runs that are in the results
+        return " ".join(chosen)
+    return " ".join(generator.choice(others) if generator.random() < replaced else word for word in chosen)
 
 
 def percentage(hits: torch.Tensor) -> float:

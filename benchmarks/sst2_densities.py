@@ -13,12 +13,14 @@ import argparse
 import itertools
 import json
 import logging
+import math
 import tempfile
 import time
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
-from sst2 import KD, TRAINING, Sentences, append, is_done, percentage, results, summary
+from sst2 import KD, TRAINING, Sentences, append, is_done, percentage, results, summary, unlabeled
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, set_seed
 
 from prunelle.compression import bake
@@ -35,6 +37,8 @@ SETTINGS = (
     "score_init",
     "cooldown",
     "no_dropout",
+    "spans",
+    "replaced",
     "teacher",
 )
 
@@ -48,12 +52,16 @@ def main() -> None:
     parser.add_argument("--scores", nargs="+", default=["magnitude", "movement", "soft_movement"])
     parser.add_argument("--densities", nargs="+", type=float, default=[0.5, 0.3, 0.15, 0.1, 0.05, 0.03])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=5, help="of the sentences; spans do not add steps")
     parser.add_argument("--learning_rate", type=float, default=5e-5)
     parser.add_argument("--score_learning_rate", type=float, default=1e-2)
     parser.add_argument("--score_init", default="magnitude")
     parser.add_argument("--cooldown", type=float, default=0.3)
     parser.add_argument("--no_dropout", action="store_true", help="train without it")
+    parser.add_argument("--spans", type=int, default=0, help="unlabeled spans of each training sentence, beside it")
+    parser.add_argument(
+        "--replaced", type=float, default=0.0, help="the share of words of spans that become any others"
+    )
     parser.add_argument("--teacher_cache", help="a folder for the teacher's predictions, which all runs share")
     options = parser.parse_args()
     logging.disable(logging.INFO)
@@ -64,8 +72,10 @@ def main() -> None:
         set_seed(0)
         config = sentences.model.config
         start = AutoModelForSequenceClassification.from_pretrained(options.pretrained, config=config)
+    encoded = sentences.encoded | unlabeled(sentences, None, options.spans, options.replaced)
     expected = sentences.predict(sentences.model, "test")
-    settings = {name: getattr(options, name) for name in ("epochs", "learning_rate", "cooldown", "no_dropout")}
+    shared = ("epochs", "learning_rate", "cooldown", "no_dropout", "spans", "replaced")
+    settings = {name: getattr(options, name) for name in shared}
     settings["start"] = "fine-tuned" if options.pretrained is None else "pretrained"
     settings["teacher"] = sentences.accuracy(expected, "test")
     for seed, density, score in itertools.product(options.seeds, options.densities, options.scores):
@@ -81,7 +91,7 @@ def main() -> None:
         if is_done(run, options.results_file):
             continue
         started = time.perf_counter()
-        model, achieved = prune(start, sentences, score, density, seed, options)
+        model, achieved = prune(start, sentences, encoded, score, density, seed, options)
         for split in ("validation", "test"):
             predicted = sentences.predict(model, split)
             run[split] = sentences.accuracy(predicted, split)
@@ -93,7 +103,13 @@ def main() -> None:
 
 
 def prune(
-    start: PreTrainedModel, sentences: Sentences, score: str, density: float, seed: int, options: argparse.Namespace
+    start: PreTrainedModel,
+    sentences: Sentences,
+    encoded: dict[str, Any],
+    score: str,
+    density: float,
+    seed: int,
+    options: argparse.Namespace,
 ) -> tuple[PreTrainedModel, float]:
     """A model that was pruned from `start`, and the density of its pruned weights together."""
     set_seed(seed)
@@ -112,12 +128,12 @@ def prune(
             output_dir=folder,
             teacher_cache=options.teacher_cache,
             learning_rate=options.learning_rate,
-            num_train_epochs=options.epochs,
+            max_steps=options.epochs * math.ceil(len(encoded["train"]) / TRAINING["per_device_train_batch_size"]),
             seed=seed,
             **KD,
             **TRAINING,
         )
-        inputs = trainer_data(sentences.task, sentences.tokenizer, sentences.encoded)
+        inputs = trainer_data(sentences.task, sentences.tokenizer, encoded)
         methods = pruning.methods(seed)
         DistillationTrainer(model, sentences.model, arguments, methods, [options.teacher], **inputs).train()
     names = bake(model)

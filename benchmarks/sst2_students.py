@@ -12,14 +12,12 @@ is JSON: test accuracy in percent, mean and standard deviation over the seeds, b
 import argparse
 import json
 import logging
-import random
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, concatenate_datasets
-from sst2 import KD, TRAINING, Sentences, append, is_done, percentage, results, summary
+from sst2 import KD, TRAINING, Sentences, append, is_done, percentage, results, summary, unlabeled
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, set_seed
 
@@ -70,7 +68,7 @@ def main() -> None:
     if "ensemble" in options.methods and not others:
         parser.error("an ensemble needs more than one of --teachers")
     expected = sentences.predict(teacher, "test")
-    encoded = sentences.encoded | unlabeled(sentences, options)
+    encoded = sentences.encoded | unlabeled(sentences, options.labels, options.spans, options.replaced)
     start = teacher
     if options.pretrained is not None:
         start = AutoModelForSequenceClassification.from_pretrained(options.pretrained, config=teacher.config)
@@ -135,45 +133,6 @@ def train(
                 **TRAINING,
             )
             DistillationTrainer(student, teacher, arguments, teacher_folders=options.teachers[:1], **data).train()
-
-
-def unlabeled(sentences: Sentences, options: argparse.Namespace) -> dict[str, Any]:
-    """The training split as it is to be: labelled rows, and unlabeled ones on which the teacher alone speaks.
-
-    Spans of the sentences are the n-gram sampling of arXiv:1903.12136: text of the domain that costs nothing. Words
-    that are put in at random have the teacher say what it makes of those that the sentences lack.
-    """
-    train, parts = sentences.encoded["train"], []
-    if options.labels is not None:
-        parts.append(train.select(range(options.labels, len(train))))
-        train = train.select(range(options.labels))
-    if options.spans:
-        generator = random.Random(0)
-        words = [word for word in sorted(sentences.tokenizer.get_vocab()) if word.isascii() and word.isalpha()]
-        texts = [
-            span(text, generator, words, options.replaced)
-            for text in sentences.task.splits["train"]["text"]
-            for _ in range(options.spans)
-        ]
-        length = sentences.task.arguments.max_seq_length
-        encode = sentences.tokenizer(list(dict.fromkeys(texts)), truncation=True, max_length=length)
-        parts.append(Dataset.from_dict({**encode, "labels": [0] * len(encode["input_ids"])}, features=train.features))
-    if not parts:
-        return {}
-    rows = concatenate_datasets(parts)
-    ignored = Dataset.from_dict({"labels": [-100] * len(rows)}, features=Features({"labels": train.features["labels"]}))
-    rows = concatenate_datasets([rows.remove_columns("labels"), ignored], axis=1)
-    return {"train": train, "unlabeled": rows}
-
-
-def span(text: str, generator: random.Random, others: list[str], replaced: float) -> str:
-    """Some consecutive words of a text, at least two where it has them, a share of which become any of the others."""
-    words = text.split()
-    first, last = sorted(generator.sample(range(len(words) + 1), 2)) if len(words) > 1 else (0, 1)
-    chosen = words[first : max(last, first + 2)]
-    if not replaced:  # and nothing more is drawn: spans stay those of the runs that are in the results
-        return " ".join(chosen)
-    return " ".join(generator.choice(others) if generator.random() < replaced else word for word in chosen)
 
 
 if __name__ == "__main__":
