@@ -27,7 +27,6 @@ from prunelle.compression import bake
 from prunelle.compression.pruning import density_by_weight
 from prunelle.trainers import DistillationArguments, DistillationTrainer, PruningArguments
 from prunelle.trainers.finetuning import trainer_data
-from prunelle.trainers.quantization import disable_dropout
 
 SETTINGS = (
     "start",
@@ -114,8 +113,6 @@ def prune(
     """A model that was pruned from `start`, and the density of its pruned weights together."""
     set_seed(seed)
     model = deepcopy(start).requires_grad_()  # a trainer whose teacher it was has frozen it
-    if options.no_dropout:
-        disable_dropout(model)
     pruning = PruningArguments(
         density=[density],
         score=score,  # type: ignore[arg-type]
@@ -128,6 +125,7 @@ def prune(
             output_dir=folder,
             teacher_cache=options.teacher_cache,
             learning_rate=options.learning_rate,
+            disable_dropout=options.no_dropout,
             max_steps=options.epochs * math.ceil(len(encoded["train"]) / TRAINING["per_device_train_batch_size"]),
             seed=seed,
             **KD,

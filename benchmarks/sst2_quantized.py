@@ -37,7 +37,6 @@ from prunelle.trainers import (
     QuantizationArguments,
 )
 from prunelle.trainers.finetuning import trainer_data
-from prunelle.trainers.quantization import disable_dropout
 
 # The model's own logits and hidden states in float32 are what a quantized one is to give.
 ITS_OWN = {
@@ -77,8 +76,6 @@ def main() -> None:
     logging.disable(logging.INFO)
 
     sentences = Sentences(options.data_dir, options.model)
-    if options.no_dropout:
-        disable_dropout(sentences.model)
     expected = sentences.predict(sentences.model, "test")
     shared = {name: getattr(options, name) for name in ("embeddings", "epochs", "learning_rate", "no_dropout", "loss")}
     shared["model"] = sentences.accuracy(expected, "test")
@@ -120,6 +117,7 @@ def quantize(sentences: Sentences, scheme: str, way: str, seed: int, folder: str
         "output_dir": folder,
         "num_train_epochs": 0 if way == "post-training" else options.epochs,
         "learning_rate": options.learning_rate,
+        "disable_dropout": options.no_dropout,
         "seed": seed,
         **TRAINING,
     }

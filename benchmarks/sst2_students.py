@@ -38,7 +38,7 @@ METHODS: dict[str, list[dict[str, Any]]] = {  # stages, of equal length
     "ensemble": [KD],  # all teachers, the mean of their probabilities
     "cached": [KD],  # by --teacher_cache
 }
-SETTINGS = ("steps", "learning_rate", "labels", "spans", "replaced", "start", "teacher")
+SETTINGS = ("steps", "learning_rate", "labels", "spans", "replaced", "no_dropout", "start", "teacher")
 STUDENTS = {"3_layers": [0, 2, 5], "2_layers": [0, 5], "1_layer": [0], "half_hidden": None}
 
 
@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument(
         "--replaced", type=float, default=0.0, help="the share of words of spans that become any others"
     )
+    parser.add_argument("--no_dropout", action="store_true", help="train without it")
     parser.add_argument("--teacher_cache", help="a folder for what `cached` keeps; by default each run makes its own")
     options = parser.parse_args()
     logging.disable(logging.INFO)
@@ -73,7 +74,8 @@ def main() -> None:
     if options.pretrained is not None:
         start = AutoModelForSequenceClassification.from_pretrained(options.pretrained, config=teacher.config)
 
-    settings = {name: getattr(options, name) for name in ("steps", "learning_rate", "labels", "spans", "replaced")}
+    shared = ("steps", "learning_rate", "labels", "spans", "replaced", "no_dropout")
+    settings = {name: getattr(options, name) for name in shared}
     settings["start"] = "teacher" if options.pretrained is None else "pretrained"
     settings["teacher"] = sentences.accuracy(expected, "test")
     ensemble = Ensemble([teacher, *others], temperature=KD["temperature"])
@@ -128,6 +130,7 @@ def train(
                 **stage,
                 hidden_projection=projection,
                 learning_rate=options.learning_rate,
+                disable_dropout=options.no_dropout,
                 max_steps=options.steps // len(stages),
                 seed=seed * len(stages) + number,
                 **TRAINING,

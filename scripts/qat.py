@@ -11,16 +11,16 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 
 from prunelle.cli import parse, run
-from prunelle.compression import bake_masks
+from prunelle.compression import bake_masks, student_from_layers
 from prunelle.launch import start
 from prunelle.scripts._closing import close
 from prunelle.tasks import TASKS, DataArguments
 from prunelle.trainers import (
     CompressionTrainer,
-    DistillationArguments,
     DistillationTrainer,
     PruningArguments,
     QuantizationArguments,
+    SelfDistillationArguments,
 )
 from prunelle.trainers.distillation import check_pair
 from prunelle.trainers.finetuning import trainer_data
@@ -28,7 +28,7 @@ from prunelle.trainers.models import check_length, load_or_start
 from prunelle.trainers.pruning import load_dense_teacher, prune_vocabularies, settle_distillation
 from prunelle.trainers.quantization import QuantizedModelArguments, check_pruning_flags, leave_out_sensitive
 
-ARGUMENTS = (DataArguments, QuantizedModelArguments, DistillationArguments, QuantizationArguments, PruningArguments)
+ARGUMENTS = (DataArguments, QuantizedModelArguments, SelfDistillationArguments, QuantizationArguments, PruningArguments)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -41,7 +41,8 @@ def main(argv: Sequence[str]) -> None:
     teacher = load_dense_teacher(models, quantized, task)
     prune_vocabularies(pruning.prune_vocabulary, task, quantized, teacher)
     check_length(data, quantized.model)
-    quantized.model = models.student_of(quantized.model)
+    if (layers := models.layers()) is not None:
+        quantized.model = student_from_layers(quantized.model, layers)
     with arguments.main_process_first():
         encoded = task.encode(quantized.tokenizer)
 

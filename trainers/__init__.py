@@ -10,3 +10,4 @@ from prunelle.trainers.pruning import PruningArguments as PruningArguments
 from prunelle.trainers.pruning import PruningTrainer as PruningTrainer
 from prunelle.trainers.quantization import QATTrainer as QATTrainer
 from prunelle.trainers.quantization import QuantizationArguments as QuantizationArguments
+from prunelle.trainers.quantization import SelfDistillationArguments as SelfDistillationArguments

@@ -24,6 +24,9 @@ class FinetuningArguments(TrainingArguments):
     label_names: list[str] | None = field(
         default_factory=lambda: ["labels"], metadata={"help": "The columns that hold labels."}
     )
+    disable_dropout: bool = field(
+        default=False, metadata={"help": "Train without dropout; the model's configuration keeps its rates."}
+    )
 
 
 @dataclass

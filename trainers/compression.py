@@ -13,7 +13,9 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 
 from prunelle.compression import CompressionMethod
 from prunelle.errors import InputError
+from prunelle.trainers.arguments import FinetuningArguments
 from prunelle.trainers.finetuning import hard_label_loss
+from prunelle.trainers.models import disable_dropout
 
 METHODS = "compression.safetensors"
 
@@ -48,6 +50,8 @@ class CompressionTrainer(Trainer):
         self._loss_shifts_labels = False
         if args.n_gpu > 1:
             raise InputError(f"{args.n_gpu} GPUs and one process: start one process a GPU with `accelerate launch`")
+        if isinstance(args, FinetuningArguments) and args.disable_dropout:
+            disable_dropout(model)
         self.methods = list(methods)
         if not self.methods:
             return

@@ -31,6 +31,7 @@ from prunelle.trainers.ensemble import Ensemble, members
 from prunelle.trainers.models import (
     LoadedModel,
     TeacherStudentArguments,
+    disable_dropout,
     load_model,
     load_or_start,
     student_tokenizer,
@@ -58,6 +59,7 @@ SETTINGS_THAT_TRAIN = (
     "max_grad_norm",
     "label_smoothing_factor",
     "neftune_noise_alpha",
+    "disable_dropout",
     "train_sampling_strategy",
     "fp16",
     "bf16",
@@ -319,6 +321,8 @@ def finetune(
         record: What `compression.json` is to say beside the metrics on the validation data.
     """
     folder = Path(str(arguments.output_dir))
+    if arguments.disable_dropout:
+        disable_dropout(loaded.model)
     labelled = {split: rows for split, rows in encoded.items() if split != "unlabeled"}
     data = trainer_data(task, loaded.tokenizer, labelled)
     trainer = Trainer(model=loaded.model, args=arguments, compute_loss_func=hard_label_loss, **data)

@@ -327,6 +327,19 @@ def trim_vocabularies(tokenizer: Tokenizer, *models: PreTrainedModel) -> None:
         model.resize_token_embeddings(smallest, pad_to_multiple_of=1)  # without it, advice on sizes is printed
 
 
+def disable_dropout(model: nn.Module) -> None:
+    """Set every rate of dropout in a model to 0, in place, and leave its configuration as it is.
+
+    Rates are those of `nn.Dropout` and its like, and what other modules hold for `nn.functional.dropout`.
+    """
+    for module in model.modules():
+        rates = [name for name, value in vars(module).items() if "dropout" in name and isinstance(value, float)]
+        for name in rates:
+            setattr(module, name, 0.0)
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+
+
 def tokenizer_for(student: PreTrainedModel, tokenizer: Tokenizer) -> Tokenizer:
     """The teacher's tokenizer, giving only what the student takes (a DistilBERT takes no token types)."""
     tokenizer = copy.deepcopy(tokenizer)

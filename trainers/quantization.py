@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
-from prunelle.compression import CompressionMethod, student_from_layers
+from prunelle.compression import CompressionMethod
 from prunelle.compression.quantization import Quantization, SensitivityTest
 from prunelle.errors import InputError
+from prunelle.trainers.arguments import DistillationArguments
 from prunelle.trainers.compression import CompressionTrainer
 from prunelle.trainers.models import layer_numbers
 from prunelle.trainers.pruning import PrunedModelArguments, PruningArguments
@@ -129,6 +129,13 @@ def leave_out_sensitive(
 
 
 @dataclass
+class SelfDistillationArguments(DistillationArguments):
+    """How a model is trained to predict what it did before it was rounded: dropout would move it further than that."""
+
+    disable_dropout: bool = field(default=True, metadata={"help": "Train without dropout."})
+
+
+@dataclass
 class QuantizedModelArguments(PrunedModelArguments):
     """The model to quantize. It learns from itself, as it was, unless another teacher is named."""
 
@@ -137,12 +144,6 @@ class QuantizedModelArguments(PrunedModelArguments):
     )
     prune: bool = field(
         default=False, metadata={"help": "Prune in the same run, by the flags of scripts/prune.py, and then round."}
-    )
-    disable_dropout: bool = field(
-        default=True,
-        metadata={
-            "help": "Train without dropout: by its noise a model moves further than by what rounding does to it."
-        },
     )
 
     def __post_init__(self) -> None:
@@ -153,27 +154,6 @@ class QuantizedModelArguments(PrunedModelArguments):
     def layers(self) -> list[int] | None:
         """`--student_layers` as numbers."""
         return layer_numbers(self.student_layers, "--student_layers")
-
-    def student_of(self, model: PreTrainedModel) -> PreTrainedModel:
-        """What is trained: the model, or a copy with the layers asked for; without dropout unless that is to stay."""
-        if (layers := self.layers()) is not None:
-            model = student_from_layers(model, layers)
-        if self.disable_dropout:
-            disable_dropout(model)
-        return model
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """Set every rate of dropout in a model to 0, in place, and leave its configuration as it is.
-
-    Rates are those of `nn.Dropout` and its like, and what other modules hold for `nn.functional.dropout`.
-    """
-    for module in model.modules():
-        rates = [name for name, value in vars(module).items() if "dropout" in name and isinstance(value, float)]
-        for name in rates:
-            setattr(module, name, 0.0)
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
 
 
 def check_pruning_flags(models: QuantizedModelArguments, pruning: PruningArguments, given: Mapping[str, Any]) -> None:

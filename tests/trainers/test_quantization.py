@@ -6,15 +6,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    BertConfig,
-    BertForSequenceClassification,
-    PreTrainedModel,
-    TrainerCallback,
-    set_seed,
-)
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel, TrainerCallback, set_seed
 
 from prunelle.compression import bake
 from prunelle.compression.quantization import Quantization
@@ -27,7 +19,6 @@ from prunelle.trainers import (
     QATTrainer,
     QuantizationArguments,
 )
-from prunelle.trainers.quantization import disable_dropout
 
 
 def model(seed: int = 0) -> PreTrainedModel:
@@ -142,28 +133,3 @@ def test_ranges_are_calibrated_first_and_frozen_last(tmp_path: Path) -> None:
     assert 0 < seen[0] < 0.1
     assert not torch.equal(seen[0], seen[3])
     assert all(torch.equal(scale, seen[4]) for scale in [*seen[5:], quantizer.scale])
-
-
-@pytest.mark.parametrize(
-    ("model_type", "rates"),
-    [
-        ("bert", ["hidden_dropout_prob", "attention_probs_dropout_prob"]),
-        ("bart", ["dropout", "attention_dropout", "activation_dropout", "classifier_dropout"]),
-        ("modernbert", ["embedding_dropout", "mlp_dropout", "attention_dropout", "classifier_dropout"]),
-        ("gpt2", ["resid_pdrop", "embd_pdrop", "attn_pdrop"]),
-    ],
-)
-def test_no_dropout_is_left(model_type: str, rates: list[str]) -> None:
-    """Prevents noise in training from a rate that is held elsewhere than in nn.Dropout, and a configuration that says
-    another rate than the model was given."""
-    set_seed(0)
-    sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 0}
-    tokens = {"bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2, "decoder_start_token_id": 1}
-    settings = sizes | tokens | {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1}
-    config = AutoConfig.for_model(model_type, **settings, **dict.fromkeys(rates, 0.5))
-    noisy = AutoModelForSequenceClassification.from_config(config).train()
-    words = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 2]])
-    assert not torch.equal(noisy(input_ids=words).logits, noisy(input_ids=words).logits)
-    disable_dropout(noisy)
-    assert torch.equal(noisy(input_ids=words).logits, noisy(input_ids=words).logits)
-    assert [getattr(noisy.config, rate) for rate in rates] == [0.5] * len(rates)
