@@ -71,21 +71,6 @@ def test_distilled_pruned_and_quantized_in_one_run(sound: dict[str, str], teache
     torch.testing.assert_close(Int8Weight(1)(weight), weight, rtol=1e-6, atol=0)
 
 
-def test_nothing_but_rounding_sets_a_model_apart_from_itself(
-    sound: dict[str, str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Prevents dropout's noise in training, or an option that keeps it and does not."""
-    losses = {}
-    terms = "--soft_target_loss mse --hard_label_weight 0 --hidden_cosine_weight 0"
-    words = [*terms.split(), "--quantization_start", "0.8", "--max_steps", "5"]
-    for without in ("true", "false"):
-        sound["--output_dir"] += without
-        capsys.readouterr()
-        assert qat(sound, *words, "--disable_dropout", without) == 0
-        losses[without] = float(re.search(r"'loss': '?([\d.e-]+)", capsys.readouterr().out).group(1))  # type: ignore[union-attr]
-    assert losses["true"] < 1e-12 < 1e-6 < losses["false"]
-
-
 SPOILED = {
     "pruning that is not meant": ({"--density": "0.3"}, r"nothing is pruned without --prune true"),
     "no such module": (

@@ -1,13 +1,23 @@
 """Training without dropout."""
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, set_seed
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    set_seed,
+)
 
 from prunelle.cli import main
+from prunelle.trainers import DistillationTrainer, SelfDistillationArguments
 from prunelle.trainers.models import disable_dropout
 
 
@@ -34,6 +44,24 @@ def test_no_dropout_is_left(model_type: str, rates: list[str]) -> None:
     disable_dropout(noisy)
     assert torch.equal(noisy(input_ids=words).logits, noisy(input_ids=words).logits)
     assert [getattr(noisy.config, rate) for rate in rates] == [0.5] * len(rates)
+
+
+@pytest.mark.parametrize("without", [True, False])
+def test_a_model_is_its_own_equal_without_dropout(without: bool, tmp_path: Path) -> None:
+    """Prevents a flag that trainers of students do not heed, and noise in what a model learns from itself."""
+    set_seed(0)
+    sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    student = BertForSequenceClassification(BertConfig(**sizes, intermediate_size=24, hidden_dropout_prob=0.5))
+    words = torch.randint(5, 40, (8, 6), generator=torch.Generator().manual_seed(0)).tolist()
+    rows = [{"input_ids": w, "attention_mask": [1] * 6, "labels": n % 2} for n, w in enumerate(words)]
+    arguments = SelfDistillationArguments(
+        output_dir=str(tmp_path), soft_target_loss="mse", hard_label_weight=0.0, hidden_cosine_weight=0.0, max_steps=1,
+        logging_steps=1, report_to="none", save_strategy="no", dataloader_pin_memory=False,
+        **({} if without else {"disable_dropout": False}),
+    )  # fmt: skip
+    trainer = DistillationTrainer(student, copy.deepcopy(student), arguments, train_dataset=Dataset.from_list(rows))
+    trainer.train()
+    assert (trainer.state.log_history[0]["loss"] < 1e-12) == without
 
 
 def test_fine_tuning_without_dropout_draws_nothing(
