@@ -1,5 +1,6 @@
 """What the benchmarks on SST-2 share: its sentences, how a model is scored on them, and results that a stop leaves."""
 
+import argparse
 import json
 import random
 import statistics
@@ -28,6 +29,7 @@ TRAINING = {  # what all runs have in common
     "disable_tqdm": True,
     "dataloader_pin_memory": False,
 }
+TRAINING_SETTINGS = ("learning_rate", "no_dropout", "bf16", "spans", "replaced")
 
 
 class Sentences:
@@ -36,13 +38,16 @@ class Sentences:
     Args:
         data_dir: With train.csv, validation.csv and test.csv.
         folder: The model's checkpoint.
+        bf16: Whether it, and what is made of it, is to train in bfloat16. The kernel of PyTorch's own attention takes
+            four times as long backwards on a CPU then as in float32, at these lengths; eager attention does not.
     """
 
-    def __init__(self, data_dir: Path, folder: str) -> None:
+    def __init__(self, data_dir: Path, folder: str, bf16: bool = False) -> None:
         files = {f"{split}_file": str(data_dir / f"{split}.csv") for split in ("train", "validation", "test")}
         self.task = TextClassification(DataArguments(**files), 0)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = AutoModelForSequenceClassification.from_pretrained(folder)
+        attention = "eager" if bf16 else "sdpa"
+        self.model = AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation=attention)
         self.task.adopt(self.model.config, folder)
         self.encoded = self.task.encode(self.tokenizer)
         self.collate = self.task.collator(self.tokenizer, self.encoded)
@@ -68,6 +73,33 @@ class Sentences:
     def accuracy(self, predicted: torch.Tensor, split: str) -> float:
         """In percent."""
         return percentage(predicted == torch.tensor(self.encoded[split]["labels"]))
+
+
+def add_training_flags(parser: argparse.ArgumentParser) -> None:
+    """Those that `training_settings` and `training_arguments` read."""
+    parser.add_argument("--learning_rate", type=float, default=1e-4)
+    parser.add_argument("--no_dropout", action="store_true", help="train without it")
+    parser.add_argument("--bf16", action="store_true", help="train in bfloat16, but predict in float32")
+    parser.add_argument("--spans", type=int, default=0, help="unlabeled spans of each training sentence, beside it")
+    parser.add_argument(
+        "--replaced", type=float, default=0.0, help="the share of words of spans that become any others"
+    )
+
+
+def training_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What `add_training_flags` added, as the results name it."""
+    return {name: getattr(options, name) for name in TRAINING_SETTINGS}
+
+
+def training_arguments(options: argparse.Namespace) -> dict[str, Any]:
+    """For `DistillationArguments`, with what all runs have in common."""
+    return {
+        "learning_rate": options.learning_rate,
+        "disable_dropout": options.no_dropout,
+        "bf16": options.bf16,
+        "use_cpu": not torch.cuda.is_available(),  # else bf16 is refused there
+        **TRAINING,
+    }
 
 
 def unlabeled(sentences: Sentences, labels: int | None, spans: int, replaced: float) -> dict[str, Any]:

@@ -20,7 +20,21 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from sst2 import KD, TRAINING, Sentences, append, is_done, percentage, results, summary, unlabeled
+from sst2 import (
+    KD,
+    TRAINING,
+    TRAINING_SETTINGS,
+    Sentences,
+    add_training_flags,
+    append,
+    is_done,
+    percentage,
+    results,
+    summary,
+    training_arguments,
+    training_settings,
+    unlabeled,
+)
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, set_seed
 
 from prunelle.compression import bake
@@ -28,18 +42,7 @@ from prunelle.compression.pruning import density_by_weight
 from prunelle.trainers import DistillationArguments, DistillationTrainer, PruningArguments
 from prunelle.trainers.finetuning import trainer_data
 
-SETTINGS = (
-    "start",
-    "epochs",
-    "learning_rate",
-    "score_learning_rate",
-    "score_init",
-    "cooldown",
-    "no_dropout",
-    "spans",
-    "replaced",
-    "teacher",
-)
+SETTINGS = ("start", "epochs", *TRAINING_SETTINGS, "score_learning_rate", "score_init", "cooldown", "teacher")
 
 
 def main() -> None:
@@ -52,20 +55,15 @@ def main() -> None:
     parser.add_argument("--densities", nargs="+", type=float, default=[0.5, 0.3, 0.15, 0.1, 0.05, 0.03])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=int, default=5, help="of the sentences; spans do not add steps")
-    parser.add_argument("--learning_rate", type=float, default=5e-5)
+    add_training_flags(parser)
     parser.add_argument("--score_learning_rate", type=float, default=1e-2)
     parser.add_argument("--score_init", default="magnitude")
     parser.add_argument("--cooldown", type=float, default=0.3)
-    parser.add_argument("--no_dropout", action="store_true", help="train without it")
-    parser.add_argument("--spans", type=int, default=0, help="unlabeled spans of each training sentence, beside it")
-    parser.add_argument(
-        "--replaced", type=float, default=0.0, help="the share of words of spans that become any others"
-    )
     parser.add_argument("--teacher_cache", help="a folder for the teacher's predictions, which all runs share")
     options = parser.parse_args()
     logging.disable(logging.INFO)
 
-    sentences = Sentences(options.data_dir, options.teacher)
+    sentences = Sentences(options.data_dir, options.teacher, options.bf16)
     start = sentences.model
     if options.pretrained is not None:
         set_seed(0)
@@ -73,8 +71,7 @@ def main() -> None:
         start = AutoModelForSequenceClassification.from_pretrained(options.pretrained, config=config)
     encoded = sentences.encoded | unlabeled(sentences, None, options.spans, options.replaced)
     expected = sentences.predict(sentences.model, "test")
-    shared = ("epochs", "learning_rate", "cooldown", "no_dropout", "spans", "replaced")
-    settings = {name: getattr(options, name) for name in shared}
+    settings = {"epochs": options.epochs, "cooldown": options.cooldown, **training_settings(options)}
     settings["start"] = "fine-tuned" if options.pretrained is None else "pretrained"
     settings["teacher"] = sentences.accuracy(expected, "test")
     for seed, density, score in itertools.product(options.seeds, options.densities, options.scores):
@@ -124,12 +121,10 @@ def prune(
         arguments = DistillationArguments(
             output_dir=folder,
             teacher_cache=options.teacher_cache,
-            learning_rate=options.learning_rate,
-            disable_dropout=options.no_dropout,
             max_steps=options.epochs * math.ceil(len(encoded["train"]) / TRAINING["per_device_train_batch_size"]),
             seed=seed,
             **KD,
-            **TRAINING,
+            **training_arguments(options),
         )
         inputs = trainer_data(sentences.task, sentences.tokenizer, encoded)
         methods = pruning.methods(seed)

@@ -17,7 +17,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sst2 import KD, TRAINING, Sentences, append, is_done, percentage, results, summary, unlabeled
+from sst2 import (
+    KD,
+    TRAINING_SETTINGS,
+    Sentences,
+    add_training_flags,
+    append,
+    is_done,
+    percentage,
+    results,
+    summary,
+    training_arguments,
+    training_settings,
+    unlabeled,
+)
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, set_seed
 
@@ -38,7 +51,7 @@ METHODS: dict[str, list[dict[str, Any]]] = {  # stages, of equal length
     "ensemble": [KD],  # all teachers, the mean of their probabilities
     "cached": [KD],  # by --teacher_cache
 }
-SETTINGS = ("steps", "learning_rate", "labels", "spans", "replaced", "no_dropout", "start", "teacher")
+SETTINGS = ("steps", *TRAINING_SETTINGS, "labels", "start", "teacher")
 STUDENTS = {"3_layers": [0, 2, 5], "2_layers": [0, 5], "1_layer": [0], "half_hidden": None}
 
 
@@ -51,19 +64,14 @@ def main() -> None:
     parser.add_argument("--students", nargs="+", choices=STUDENTS, default=list(STUDENTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=434, help="217 are an epoch")
-    parser.add_argument("--learning_rate", type=float, default=1e-4)
+    add_training_flags(parser)
     parser.add_argument("--pretrained", help="take the students' layers from this model, not from the teacher")
     parser.add_argument("--labels", type=int, help="how many sentences, the first, keep their label; by default all")
-    parser.add_argument("--spans", type=int, default=0, help="unlabeled spans of each training sentence, beside it")
-    parser.add_argument(
-        "--replaced", type=float, default=0.0, help="the share of words of spans that become any others"
-    )
-    parser.add_argument("--no_dropout", action="store_true", help="train without it")
     parser.add_argument("--teacher_cache", help="a folder for what `cached` keeps; by default each run makes its own")
     options = parser.parse_args()
     logging.disable(logging.INFO)
 
-    sentences = Sentences(options.data_dir, options.teachers[0])
+    sentences = Sentences(options.data_dir, options.teachers[0], options.bf16)
     teacher = sentences.model
     others = [AutoModelForSequenceClassification.from_pretrained(folder) for folder in options.teachers[1:]]
     if "ensemble" in options.methods and not others:
@@ -74,8 +82,7 @@ def main() -> None:
     if options.pretrained is not None:
         start = AutoModelForSequenceClassification.from_pretrained(options.pretrained, config=teacher.config)
 
-    shared = ("steps", "learning_rate", "labels", "spans", "replaced", "no_dropout")
-    settings = {name: getattr(options, name) for name in shared}
+    settings = {"steps": options.steps, "labels": options.labels, **training_settings(options)}
     settings["start"] = "teacher" if options.pretrained is None else "pretrained"
     settings["teacher"] = sentences.accuracy(expected, "test")
     ensemble = Ensemble([teacher, *others], temperature=KD["temperature"])
@@ -108,7 +115,9 @@ def make_student(teacher: PreTrainedModel, layers: list[int] | None, seed: int) 
         return student_from_layers(teacher, layers)
     config = AutoConfig.for_model(**teacher.config.to_dict())
     config.hidden_size, config.intermediate_size = config.hidden_size // 2, config.intermediate_size // 2
-    return AutoModelForSequenceClassification.from_config(config)
+    return AutoModelForSequenceClassification.from_config(
+        config, attn_implementation=teacher.config._attn_implementation
+    )
 
 
 def train(
@@ -129,11 +138,9 @@ def train(
                 teacher_cache=(options.teacher_cache or f"{folder}/cache") if method == "cached" else None,
                 **stage,
                 hidden_projection=projection,
-                learning_rate=options.learning_rate,
-                disable_dropout=options.no_dropout,
                 max_steps=options.steps // len(stages),
                 seed=seed * len(stages) + number,
-                **TRAINING,
+                **training_arguments(options),
             )
             DistillationTrainer(student, teacher, arguments, teacher_folders=options.teachers[:1], **data).train()
 
