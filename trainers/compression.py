@@ -13,11 +13,27 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 
 from prunelle.compression import CompressionMethod
 from prunelle.errors import InputError
+from prunelle.losses import HardLabelLoss, LogitMSELoss
+from prunelle.tasks import choices
 from prunelle.trainers.arguments import FinetuningArguments
-from prunelle.trainers.finetuning import hard_label_loss
 from prunelle.trainers.models import disable_dropout
 
 METHODS = "compression.safetensors"
+
+
+def hard_label_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+    """The labels' cross-entropy, summed and divided by the labels of the whole accumulated batch.
+
+    Where each label is a choice of its own, it is the binary one; where labels are numbers, the squared error.
+    The classifiers' own loss is a mean over one micro-batch, which the Trainer then takes for a share of the whole:
+    accumulated steps and processes would multiply it.
+    """
+    if labels.is_floating_point():
+        return LogitMSELoss()(choices(outputs), labels[:, None], num_items_in_batch)
+    logits = choices(outputs)
+    if logits.shape == labels.shape:
+        logits = choices(outputs, multi_label=True)
+    return HardLabelLoss()(logits.flatten(0, -2), labels.flatten(), num_items_in_batch)
 
 
 class CompressionTrainer(Trainer):

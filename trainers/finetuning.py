@@ -1,4 +1,4 @@
-"""Fine-tuning on labels alone: a teacher, or any model, by `transformers.Trainer`."""
+"""Fine-tuning on labels alone, of a teacher or any other model; and teachers as the flags name them."""
 
 import dataclasses
 import logging
@@ -16,7 +16,6 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from prunelle.compression.record import fingerprint, read_record, write_record
 from prunelle.compression.sparse import store_sparse
 from prunelle.errors import InputError
-from prunelle.losses import HardLabelLoss, LogitMSELoss
 from prunelle.tasks import (
     AnyTokens,
     OtherTokensCollator,
@@ -24,14 +23,13 @@ from prunelle.tasks import (
     ReadsLogits,
     Task,
     TokenClassification,
-    choices,
 )
 from prunelle.trainers.arguments import DistillationArguments, FinetuningArguments
+from prunelle.trainers.compression import CompressionTrainer
 from prunelle.trainers.ensemble import Ensemble, members
 from prunelle.trainers.models import (
     LoadedModel,
     TeacherStudentArguments,
-    disable_dropout,
     load_model,
     load_or_start,
     student_tokenizer,
@@ -100,21 +98,6 @@ def trainer_data(
         "preprocess_logits_for_metrics": predicted,
         "compute_metrics": compute_metrics,
     }
-
-
-def hard_label_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-    """The labels' cross-entropy, summed and divided by the labels of the whole accumulated batch.
-
-    Where each label is a choice of its own, it is the binary one; where labels are numbers, the squared error.
-    The classifiers' own loss is a mean over one micro-batch, which the Trainer then takes for a share of the whole:
-    accumulated steps and processes would multiply it.
-    """
-    if labels.is_floating_point():
-        return LogitMSELoss()(choices(outputs), labels[:, None], num_items_in_batch)
-    logits = choices(outputs)
-    if logits.shape == labels.shape:
-        logits = choices(outputs, multi_label=True)
-    return HardLabelLoss()(logits.flatten(0, -2), labels.flatten(), num_items_in_batch)
 
 
 def save_model(trainer: Trainer, folder: Path, sparse: bool = False) -> None:
@@ -321,13 +304,9 @@ def finetune(
         record: What `compression.json` is to say beside the metrics on the validation data.
     """
     folder = Path(str(arguments.output_dir))
-    if arguments.disable_dropout:
-        disable_dropout(loaded.model)
     labelled = {split: rows for split, rows in encoded.items() if split != "unlabeled"}
     data = trainer_data(task, loaded.tokenizer, labelled)
-    trainer = Trainer(model=loaded.model, args=arguments, compute_loss_func=hard_label_loss, **data)
-    # Labels stand where their logits do, a causal language model's too: all of them count.
-    trainer._loss_shifts_labels = False
+    trainer = CompressionTrainer(loaded.model, arguments, **data)
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     record |= {"methods": ["finetune"], "metrics": trainer.evaluate(), "data": task.fingerprint(unlabeled=False)}
     save_with_record(trainer, folder, **record)

@@ -12,7 +12,8 @@ from prunelle.cli import main
 from prunelle.tasks import TASKS, DataArguments, Task
 from prunelle.tasks.tokenizer import train_causal_tokenizer
 from prunelle.trainers import DistillationArguments, DistillationTrainer, FinetuningArguments
-from prunelle.trainers.finetuning import finetune, hard_label_loss, trainer_data
+from prunelle.trainers.compression import hard_label_loss
+from prunelle.trainers.finetuning import finetune, trainer_data
 from prunelle.trainers.models import LoadedModel
 from prunelle.trainers.terms import batch_of
 

@@ -25,9 +25,10 @@ from prunelle.scripts import _closing
 from prunelle.tasks import DataArguments, SequenceToSequence, metrics
 from prunelle.tasks.tokenizer import train_sequence_tokenizer
 from prunelle.trainers import DistillationArguments, DistillationTrainer
+from prunelle.trainers.compression import hard_label_loss
 from prunelle.trainers.distillation import check_pair
 from prunelle.trainers.ensemble import Ensemble
-from prunelle.trainers.finetuning import hard_label_loss, trainer_data
+from prunelle.trainers.finetuning import trainer_data
 from prunelle.trainers.terms import batch_of
 
 WORDS = ["red", "Green", "blue", "cold", "warm", "small", "Tall", "old"]

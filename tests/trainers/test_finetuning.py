@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import BertConfig, BertForSequenceClassification, Trainer, set_seed
+from transformers import BertConfig, BertForSequenceClassification, set_seed
 
 from prunelle.trainers import FinetuningArguments
-from prunelle.trainers.finetuning import SETTINGS_THAT_TRAIN, hard_label_loss
+from prunelle.trainers.compression import CompressionTrainer
+from prunelle.trainers.finetuning import SETTINGS_THAT_TRAIN
 
 
-def train(folder: Path, **arguments: Any) -> Trainer:
+def train(folder: Path, **arguments: Any) -> CompressionTrainer:
     set_seed(0)
     config = BertConfig(
         vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
@@ -26,9 +27,7 @@ def train(folder: Path, **arguments: Any) -> Trainer:
         report_to="none", save_strategy="no", disable_tqdm=True, dataloader_pin_memory=False, **arguments,
     )  # fmt: skip
     model = BertForSequenceClassification(config).double()
-    trainer = Trainer(
-        model=model, args=settings, train_dataset=Dataset.from_list(rows), compute_loss_func=hard_label_loss
-    )
+    trainer = CompressionTrainer(model, settings, train_dataset=Dataset.from_list(rows))
     trainer.train()
     return trainer
 
