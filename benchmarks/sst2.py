@@ -76,7 +76,7 @@ class Sentences:
 
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
-    """Those that `training_settings` and `training_arguments` read."""
+    """Those that both sweeps have: `TRAINING_SETTINGS`."""
     parser.add_argument("--learning_rate", type=float, default=1e-4)
     parser.add_argument("--no_dropout", action="store_true", help="train without it")
     parser.add_argument("--bf16", action="store_true", help="train in bfloat16, but predict in float32")
@@ -87,7 +87,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def training_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """What `add_training_flags` added, as the results name it."""
+    """What `add_training_flags` added, as the results' rows have it."""
     return {name: getattr(options, name) for name in TRAINING_SETTINGS}
 
 

@@ -302,6 +302,9 @@ def finetune(
 
     Args:
         record: What `compression.json` is to say beside the metrics on the validation data.
+
+    Raises:
+        InputError: As `CompressionTrainer`, of which this is the run without methods.
     """
     folder = Path(str(arguments.output_dir))
     labelled = {split: rows for split, rows in encoded.items() if split != "unlabeled"}
