@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
 from prunelle.export.calibration import tensors_within
@@ -12,7 +13,11 @@ from prunelle.export.runner import Batch
 
 
 def correct_biases(
-    proto: ModelProto, grids: Mapping[str, Grid], names: Collection[str], batches: Sequence[Batch]
+    proto: ModelProto,
+    grids: Mapping[str, Grid],
+    names: Collection[str],
+    batches: Sequence[Batch],
+    matrices: Mapping[str, NDArray[np.float32]],
 ) -> None:
     """Adds to the bias after each product what the product loses on average by rounding, in place.
 
@@ -23,6 +28,7 @@ def correct_biases(
         grids: by the name of a tensor that products read, the scale and the zero point that it is to be rounded to.
         names: of the products, `MatMul` nodes with a stored matrix that is to be rounded too.
         batches: inputs as `activation_ranges` takes them. The average is over all of their tokens.
+        matrices: by name, those that were others before `compensate`.
     """
     stored = {tensor.name: tensor for tensor in proto.graph.initializer}
     biases = _biases(proto, names)
@@ -38,9 +44,10 @@ def correct_biases(
             rows[source] += len(matrix)
     for node in products:
         bias = stored[biases[node.output[0]]]
-        matrix = numpy_helper.to_array(stored[node.input[1]])
+        name = node.input[1]
+        matrix = numpy_helper.to_array(stored[name])
         exact, rounded = sums[node.input[0]]
-        lost = (exact @ matrix - rounded @ rounded_matrix(matrix)) / rows[node.input[0]]
+        lost = (exact @ matrices.get(name, matrix) - rounded @ rounded_matrix(matrix)) / rows[node.input[0]]
         bias.CopyFrom(numpy_helper.from_array((numpy_helper.to_array(bias) + lost).astype(np.float32), bias.name))
 
 

@@ -15,6 +15,7 @@ from onnxruntime.quantization.onnx_model import ONNXModel
 from prunelle.compression.quantization import QuantizationPlan
 from prunelle.export.bias_correction import correct_biases
 from prunelle.export.calibration import activation_ranges
+from prunelle.export.compensation import compensate
 from prunelle.export.files import published_when_done
 from prunelle.export.inference import ExportError
 from prunelle.export.onnx import save_checked
@@ -89,10 +90,10 @@ def quantize_static(
     As `quantize_dynamic`, but the inputs of linear layers have the ranges that `activation_ranges` finds on
     the calibration data. So what else is in a batch changes nothing, and no range has to be looked for at
     run time; a value beyond its range is clipped. Channels of inputs that differ much in size are evened out
-    first (`smooth`), and biases take back what rounding shifts on average (`correct_biases`). The file has the
-    form that other runtimes read too: QuantizeLinear and DequantizeLinear around float operators (QDQ), which
-    onnxruntime fuses. What linear layers put out stays float32: rounding it as well would gain nothing where
-    sums, norms and attention follow in float32.
+    first (`smooth`), weights make up for what others lose by rounding (`compensate`), and biases take back what
+    it shifts on average (`correct_biases`). The file has the form that other runtimes read too: QuantizeLinear
+    and DequantizeLinear around float operators (QDQ), which onnxruntime fuses. What linear layers put out stays
+    float32: rounding it as well would gain nothing where sums, norms and attention follow in float32.
 
     Args:
         fp32_file: a file of `export_onnx`.
@@ -111,7 +112,7 @@ def quantize_static(
         linear = _linear(proto, plan)
         proto = _with_tables(proto, unfinished, _tables(proto, plan), plan)
         if plan is not None:
-            smooth_as_trained(proto, linear, plan.smoothing)
+            smooth_as_trained(proto, linear, plan.divisors)
             inputs = {name: plan.inputs[module] for name, module in linear.items()}
         else:
             smooth(proto, linear, batches)
@@ -119,7 +120,8 @@ def quantize_static(
             names = list(dict.fromkeys(sources.values()))
             ranges = activation_ranges(proto, names, batches, method)
             grids = {name: uint8_grid(*found) for name, found in zip(names, ranges, strict=True)}
-            correct_biases(proto, grids, linear, batches)
+            matrices = compensate(proto, linear, batches)
+            correct_biases(proto, grids, linear, batches, matrices)
             inputs = {name: grids[source] for name, source in sources.items()}
         write_qdq(proto, inputs)
         _keep_products_apart(proto)

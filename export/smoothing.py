@@ -47,20 +47,20 @@ def smooth(proto: ModelProto, names: Collection[str], batches: Sequence[Batch]) 
     return smoothed
 
 
-def smooth_as_trained(proto: ModelProto, linear: Mapping[str, str], exponents: Mapping[str, Sequence[int]]) -> None:
+def smooth_as_trained(proto: ModelProto, linear: Mapping[str, str], divisors: Mapping[str, Sequence[float]]) -> None:
     """Divides the same channels as `Quantization` did in training, in place.
 
     Args:
         proto: as `smooth` takes it.
         linear: by the name of a `MatMul` node, the module whose product it is.
-        exponents: as in a `QuantizationPlan`.
+        divisors: as in a `QuantizationPlan`.
     """
-    products: dict[tuple[str, tuple[int, ...]], list[NodeProto]] = {}
+    products: dict[tuple[str, tuple[float, ...]], list[NodeProto]] = {}
     for node in proto.graph.node:
-        if linear.get(node.name) in exponents:
-            products.setdefault((node.input[0], tuple(exponents[linear[node.name]])), []).append(node)
+        if linear.get(node.name) in divisors:
+            products.setdefault((node.input[0], tuple(divisors[linear[node.name]])), []).append(node)
     for (_, chosen), nodes in products.items():
-        _divide(proto, nodes, np.exp2(np.array(chosen, np.float32)))
+        _divide(proto, nodes, np.array(chosen, np.float32))
 
 
 def _divide(proto: ModelProto, nodes: Sequence[NodeProto], divisors: Array) -> None:

@@ -37,7 +37,7 @@ class StaticInput(FakeQuantizer):
         learned: whether the scale is learned (LSQ, arXiv:1902.08153).
 
     Attributes:
-        divisors: (width,) what channels are divided by, powers of two; 1 to begin with.
+        divisors: (width,) what channels are divided by; 1 to begin with.
         low, high: (), the averages, of the divided channels.
         scale, zero: (), the grid.
     """
@@ -69,7 +69,7 @@ class StaticInput(FakeQuantizer):
         if not self.enabled:
             # Part of the graph all the same: several processes wait for every parameter's gradient.
             return vectors + 0 * self.scale if self.learned and self.training else vectors
-        return round_within(vectors, self.scale * self.divisors, -self.zero, UINT8_MAX - self.zero)
+        return round_within(vectors, self.divisors, self.scale, -self.zero, UINT8_MAX - self.zero)
 
     @torch.no_grad()
     def _observe(self, vectors: Tensor) -> None:

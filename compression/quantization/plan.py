@@ -21,8 +21,7 @@ class QuantizationPlan:
         tables: of the tables of embeddings.
         embeddings: whether each of those has one scale a row, or one.
         inputs: for `int8-static`, the scale and the zero point of the input of each linear module.
-        smoothing: for `int8-static`, the powers of two that the channels of a linear module's input are divided by, as
-            exponents, where they are.
+        divisors: for `int8-static`, what the channels of a linear module's input are divided by, where they are.
         block_size: for `int4-weight`, how many weights share a scale.
         symmetric: for `int4-weight`, whether there are no zero points.
         activations: for `ternary` and `binary`, whether inputs are those of `int8-dynamic` or not quantized.
@@ -33,7 +32,7 @@ class QuantizationPlan:
     tables: list[str] = field(default_factory=list)
     embeddings: Embeddings = "row"
     inputs: dict[str, tuple[float, int]] = field(default_factory=dict)
-    smoothing: dict[str, list[int]] = field(default_factory=dict)
+    divisors: dict[str, list[float]] = field(default_factory=dict)
     block_size: int = 32
     symmetric: bool = False
     activations: Inputs = "float32"

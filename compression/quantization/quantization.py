@@ -11,10 +11,12 @@ from transformers import PreTrainedModel
 from prunelle.compression.anatomy import matrix
 from prunelle.compression.layers import find_layers
 from prunelle.compression.method import CompressionMethod
+from prunelle.compression.quantization.compensation import GramWatch, compensated
 from prunelle.compression.quantization.inputs import NAME, DynamicInput, StaticInput, quantize_inputs
 from prunelle.compression.quantization.plan import Embeddings, Inputs, QuantizationPlan, Scheme
 from prunelle.compression.quantization.smoothing import InputWatch, channel_divisors
 from prunelle.compression.quantization.weights import (
+    INT8_END,
     BinaryWeight,
     FakeQuantizer,
     Int4Weight,
@@ -35,8 +37,9 @@ class Quantization(CompressionMethod):
     - `int8-dynamic`: linear modules have weights of `Int8Weight` and inputs of `DynamicInput`, embeddings are those of
       `Int8Rows`: what `prunelle.export.quantize_dynamic` writes.
     - `int8-static`: inputs of `StaticInput`, else the same: what `prunelle.export.quantize_static` writes. Channels
-      that differ much in size are evened out first (`channel_divisors`), unless something is pruned in the same run:
-      what `shrink` takes out of a module's input would be missing from what the file divides.
+      that differ much in size are evened out first (`channel_divisors`), and weights make up for what others lose
+      (`compensated`), unless something is pruned in the same run: what `shrink` takes out of a module's input would be
+      missing from what the file divides, and masked weights have nothing to make up with.
     - `int4-weight`: weights of `Int4Weight`, and inputs as they are: what `prunelle.export.quantize_int4` writes.
 
     - `ternary`, `binary`: weights of `TernaryWeight` or `BinaryWeight`, and inputs as they are or of `DynamicInput`.
@@ -54,7 +57,8 @@ class Quantization(CompressionMethod):
         block_size, symmetric: As `Int4Weight` takes them.
         activations: What inputs of ternary and binary modules are, `float32` or `int8`.
         ranges: Whether static ranges are moving averages, or their scales are learned from there.
-        calibration_samples: How many examples static ranges are found on before the first step.
+        calibration_samples: On how many examples ranges, divided channels and weights of `int8-static` are found before
+            the first step.
         start: The share of the run before anything is rounded.
         freeze: The share of the run after which static ranges stay.
 
@@ -122,9 +126,13 @@ class Quantization(CompressionMethod):
             self._smooth(model, run)
         for static in self._static().values():
             static.calibrating = True
-        run(self.calibration_samples, lambda: None)
+        # Until rounding starts later, weights would have gone elsewhere.
+        is_compensated = not self.is_pruned and self.start_at == 0
+        with GramWatch(self.linear if is_compensated else {}) as watch:
+            run(self.calibration_samples, lambda: None)
         for static in self._static().values():
             static.calibrating = False
+        self._compensate(watch.grams)
         self.calibrated = True
 
     def step(self, progress: float) -> None:
@@ -168,14 +176,14 @@ class Quantization(CompressionMethod):
     def plan(self) -> QuantizationPlan:
         """What the export has to do. Before `bake`, which takes the ranges away."""
         inputs = {name: (static.scale.item(), round(static.zero.item())) for name, static in self._static().items()}
-        exponents = {name: static.divisors.log2().int().tolist() for name, static in self._static().items()}
+        divisors = {name: static.divisors for name, static in self._static().items()}
         return QuantizationPlan(
             self.scheme,
             list(self.linear),
             list(self.tables),
             self.embeddings,
             inputs,
-            {name: each for name, each in exponents.items() if any(each)},
+            {name: each.tolist() for name, each in divisors.items() if (each != 1).any()},
             self.block_size,
             self.symmetric,
             self.activations,
@@ -187,10 +195,21 @@ class Quantization(CompressionMethod):
         for names, rows, low, high in watch.inputs():
             modules: list[Any] = [self.linear[name] for name in names]
             weight = torch.cat([matrix(module).detach() for module in modules])
-            if (divisors := channel_divisors(rows, low, high, weight, powers_of_two=True)) is not None:
+            if (divisors := channel_divisors(rows, low, high, weight)) is not None:
                 for module in modules:
                     module.parametrizations["weight"][-1].divisors.copy_(divisors)
                     getattr(module, NAME).divisors.copy_(divisors)
+
+    def _compensate(self, grams: Mapping[str, Tensor]) -> None:
+        for name, gram in grams.items():
+            module: Any = self.linear[name]
+            divisors = getattr(module, NAME).divisors
+            original = module.parametrizations["weight"].original.detach()
+            weight = original if isinstance(module, nn.Linear) else original.T
+            weight.copy_(compensated(weight * divisors, gram / torch.outer(divisors, divisors), INT8_END) / divisors)
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                # Sums that differ in the last bit can round otherwise, and processes have to agree.
+                torch.distributed.broadcast(original, 0)
 
     def _static(self) -> dict[str, StaticInput]:
         inputs = {name: getattr(module, NAME, None) for name, module in self.linear.items()}

@@ -20,24 +20,23 @@ class _RoundAll(torch.autograd.Function):
 
 class _RoundWithin(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, scale: Tensor, lowest: Any, highest: Any) -> Tensor:
-        steps = values / scale
+    def forward(ctx: Any, values: Tensor, divisors: Tensor, scale: Tensor, lowest: Any, highest: Any) -> Tensor:
+        steps = (values * (1 / divisors)).div_(scale)  # in the order in which a file has it
         rounded = steps.round().clamp_(lowest, highest)
         inside = (steps >= lowest - 0.5) & (steps <= highest + 0.5)
-        ctx.save_for_backward(inside, *((steps, rounded) if ctx.needs_input_grad[1] else ()))
-        ctx.scale_shape = scale.shape
-        return (rounded * scale).to(values.dtype)
+        ctx.save_for_backward(inside, *((steps, rounded, divisors) if ctx.needs_input_grad[2] else ()))
+        return (rounded * (scale * divisors)).to(values.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, Tensor | None, None, None]:
         (gradient,) = gradients
         inside, *kept = ctx.saved_tensors
         to_scale = None
         if kept:
-            steps, rounded = kept
-            change = torch.where(inside, rounded - steps, rounded)
-            to_scale = (gradient * change).sum_to_size(ctx.scale_shape) / (UINT8_MAX * gradient.shape[-1]) ** 0.5
-        return torch.where(inside, gradient, 0.0), to_scale, None, None
+            steps, rounded, divisors = kept
+            change = torch.where(inside, rounded - steps, rounded).mul_(divisors)
+            to_scale = (gradient * change).sum() / (UINT8_MAX * gradient.shape[-1]) ** 0.5
+        return torch.where(inside, gradient, 0.0), None, to_scale, None, None
 
 
 class _Scale(torch.autograd.Function):
@@ -83,8 +82,8 @@ def round_all(values: Tensor, scale: Tensor, lowest: Tensor | int, highest: Tens
     return _RoundAll.apply(values, scale, lowest, highest)
 
 
-def round_within(values: Tensor, scale: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
-    """Rounds values to whole multiples of a scale, ties to the even one; what lies beyond the ends is clipped.
+def round_within(values: Tensor, divisors: Tensor, scale: Tensor, lowest: Tensor, highest: Tensor) -> Tensor:
+    """Rounds divided values to whole multiples of a scale, ties to the even one; what lies beyond the ends is clipped.
 
     A value's gradient passes where it is rounded and not clipped. The scale's is that of learned step size quantization
     (LSQ, Esser et al., arXiv:1902.08153): how a rounded value changes with it, by its multiple less what the multiple
@@ -92,13 +91,14 @@ def round_within(values: Tensor, scale: Tensor, lowest: Tensor, highest: Tensor)
 
     Args:
         values: (..., features), float.
-        scale: () or (features,), learned or not.
+        divisors: (features,), what values are divided by before, and multiplied by afterwards.
+        scale: (), learned or not.
         lowest, highest: (), the least and the greatest multiple that there is.
 
     Returns:
         Tensor: of the values' shape.
     """
-    return _RoundWithin.apply(values, scale, lowest, highest)
+    return _RoundWithin.apply(values, divisors, scale, lowest, highest)
 
 
 def uint8_grid(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:

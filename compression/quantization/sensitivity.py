@@ -50,8 +50,12 @@ class SensitivityTest:
         self.labels = torch.cat([torch.as_tensor(batch["labels"]).flatten() for batch in batches])
         self.counted = self.labels != IGNORED
         method.attach(self.model)
+        weights: dict[str, Any] = {name: module.parametrizations for name, module in method.linear.items()}
+        self.weights = {name: each["weight"].original.detach() for name, each in weights.items()}
+        self.exact = {name: weight.clone() for name, weight in self.weights.items()}
         method.calibrate(self.model, lambda samples, after_batch: self._run(samples))
         method.step(1.0)
+        self.calibrated = {name: weight.clone() for name, weight in self.weights.items()}
         self.modules = list(method.linear)
         self.reference = self.predict([])
         self.accuracy = self._accuracy(self.reference)
@@ -59,6 +63,8 @@ class SensitivityTest:
     def predict(self, modules: Sequence[str]) -> Tensor:
         """Log-probabilities of each class with these modules quantized, and no other: (labels, classes)."""
         self.method.enable(modules)
+        for name, weight in self.weights.items():
+            weight.copy_((self.calibrated if name in modules else self.exact)[name])
         return torch.cat([self._logits(batch) for batch in self.batches]).log_softmax(-1)[self.counted]
 
     def one_by_one(self) -> list[Sensitivity]:

@@ -1,4 +1,4 @@
-"""What static int8 does before it rounds: channels evened out, and averages taken back."""
+"""What static int8 does before it rounds: channels evened out, losses made up for, and averages taken back."""
 
 import numpy as np
 import onnx
@@ -6,7 +6,8 @@ import onnxruntime
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from prunelle.export.bias_correction import correct_biases
-from prunelle.export.qdq import uint8_grid, write_qdq
+from prunelle.export.compensation import compensate
+from prunelle.export.qdq import rounded_matrix, uint8_grid, write_qdq
 from prunelle.export.smoothing import smooth
 
 NAMES = ["first", "second"]
@@ -79,7 +80,7 @@ def test_smoothing_changes_nothing_but_what_rounding_loses() -> None:
 
 
 def test_channels_of_one_size_are_left_alone() -> None:
-    """Prevents paying for multiplications that halve no error."""
+    """Prevents paying for multiplications that spare little."""
     model = network()
     assert smooth(model, NAMES, inputs(largest=1.0)) == []
     assert model == network()
@@ -90,6 +91,24 @@ def test_weights_that_something_else_reads_are_left_alone() -> None:
     model = network()
     model.graph.node.append(helper.make_node("MatMul", ["x", "A"], ["again"], "third"))
     assert smooth(model, ["first"], inputs(largest=60.0)) == []
+
+
+def test_weights_make_up_for_what_others_lose() -> None:
+    """Prevents matrices changed for inputs that they do not have, the wrong way round, or that something else reads."""
+    mixed = np.random.default_rng(2).normal(size=(16, 16)).astype(np.float32)
+    batches = [{"x": batch["x"] @ mixed} for batch in inputs(largest=10.0)]
+    values = np.concatenate([batch["x"][0] for batch in batches])
+    model = network()
+    compensate(model, NAMES, batches)
+    for before, after in zip(network().graph.initializer[:2], model.graph.initializer[:2], strict=True):
+        matrix, changed = numpy_helper.to_array(before), numpy_helper.to_array(after)
+        lost, less = (np.square(values @ (rounded_matrix(each) - matrix)).mean() for each in (matrix, changed))
+        assert less < 0.5 * lost
+
+    shared = network()
+    shared.graph.node.append(helper.make_node("MatMul", ["x", "A"], ["again"], "third"))
+    compensate(shared, ["first"], batches)
+    assert list(shared.graph.initializer) == list(network().graph.initializer)
 
 
 def test_biases_take_back_what_is_lost_on_average() -> None:
@@ -103,7 +122,7 @@ def test_biases_take_back_what_is_lost_on_average() -> None:
     lost = (exact[0].astype(np.float64) - computed(uncorrected, batches)[0]).mean(0)
     assert np.abs(lost).max() > 0.1
 
-    correct_biases(model, {"x": grid}, NAMES, batches)
+    correct_biases(model, {"x": grid}, NAMES, batches, {})
     bias, before = (
         next(numpy_helper.to_array(each) for each in made.graph.initializer if each.name == "a")
         for made in (model, network())
@@ -118,5 +137,5 @@ def test_a_bias_of_several_readers_is_left_alone() -> None:
     model, shared = network(), helper.make_node("Neg", ["a"], ["negative"])
     model.graph.node.append(shared)
     before = model.SerializeToString(deterministic=True)
-    correct_biases(model, {"x": (1.0, 128)}, NAMES, inputs(largest=60.0))
+    correct_biases(model, {"x": (1.0, 128)}, NAMES, inputs(largest=60.0), {})
     assert model.SerializeToString(deterministic=True) == before

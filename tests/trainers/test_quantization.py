@@ -110,7 +110,7 @@ def test_channels_stay_evened_out_in_a_resumed_run(tmp_path: Path) -> None:
     for key, tensor in state(whole).items():
         assert torch.equal(tensor, state(resumed)[key]), key
     plans = [next(m for m in trainer.methods if isinstance(m, Quantization)).plan() for trainer in (whole, resumed)]
-    assert plans[0].smoothing
+    assert plans[0].divisors
     assert plans[0] == plans[1]
 
 

@@ -99,17 +99,22 @@ def test_each_row_of_a_table_has_a_scale() -> None:
 
 
 def test_gradients_of_a_learned_scale_are_those_of_the_paper() -> None:
-    """Prevents a scale that is pulled the wrong way by what is clipped, and gradients through clipped values."""
+    """Prevents a scale that is pulled the wrong way by what is clipped, gradients through clipped values, and channels
+    whose division the scale does not know of.
+    """
     values = (torch.randn(4, 6, generator=torch.Generator().manual_seed(4)) * 3).double().requires_grad_()
     scale = torch.tensor(0.02).double().requires_grad_()
     outward = torch.randn(4, 6, generator=torch.Generator().manual_seed(5)).double()
-    (round_within(values, scale, torch.tensor(-100.0), torch.tensor(155.0)) * outward).sum().backward()
+    divisors = torch.tensor([1.0, 7.7, 0.3, 2.0, 1.0, 0.9], dtype=torch.float64)
+    (round_within(values, divisors, scale, torch.tensor(-100.0), torch.tensor(155.0)) * outward).sum().backward()
     to_scale, to_values = 0.0, []
-    for value, weight in zip(values.flatten().tolist(), outward.flatten().tolist(), strict=True):
-        steps = value / 0.02
+    for value, weight, by in zip(
+        values.flatten().tolist(), outward.flatten().tolist(), divisors.tolist() * 4, strict=True
+    ):
+        steps = value / by / 0.02
         clipped = min(max(round(steps), -100), 155)
         inside = -100.5 <= steps <= 155.5
-        to_scale += weight * (clipped - steps if inside else clipped)
+        to_scale += weight * by * (clipped - steps if inside else clipped)
         to_values.append(weight if inside else 0.0)
     assert 0 < sum(not gradient for gradient in to_values) < 24
     torch.testing.assert_close(values.grad.flatten(), torch.tensor(to_values).double())

@@ -1,0 +1,85 @@
+"""A matrix rounded input by input, where weights whose turn is still to come make up for what has been lost."""
+
+from collections.abc import Mapping
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+BLOCK = 128  # inputs that are rounded before the rest of the matrix is told
+DAMPING = 0.01  # of the mean of the Gram matrix's diagonal, added to it
+
+
+@torch.no_grad()
+def compensated(weight: Tensor, gram: Tensor, end: int) -> Tensor:
+    """A matrix that loses little of its products by being rounded: GPTQ (arXiv:2210.17323).
+
+    Rounded it is to integers times a scale for each output, its largest weight / `end`. Inputs have their turn by size,
+    and each weight is returned as it is rounded at its turn, not rounded: training can go on from there. The largest of
+    an output stays, and none becomes larger, so that scales are those of the matrix that was given.
+
+    Args:
+        weight: (outputs, inputs)
+        gram: (inputs, inputs) the sum of x xᵀ over inputs x.
+        end: the largest integer.
+
+    Returns:
+        (outputs, inputs)
+    """
+    order = gram.diagonal().argsort(descending=True)
+    left = weight[:, order].double()
+    largest = left.abs().amax(1)
+    scale = torch.where(largest > 0, largest / end, 1.0)
+    ends = torch.where(left.abs() == largest[:, None], left, 0.0)
+
+    gram = gram[order][:, order].double()
+    gram.diagonal().add_(DAMPING * gram.diagonal().mean().clamp(min=torch.finfo(weight.dtype).tiny))
+    inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(gram)), upper=True)
+
+    found = torch.empty_like(left)
+    for start in range(0, left.shape[1], BLOCK):
+        stop = min(start + BLOCK, left.shape[1])
+        losses = torch.empty_like(left[:, start:stop])
+        for column in range(start, stop):
+            weights = torch.where(ends[:, column] != 0, ends[:, column], left[:, column].clamp(-largest, largest))
+            found[:, column] = weights
+            rounded = (weights / scale).round() * scale
+            losses[:, column - start] = (left[:, column] - rounded) / inverse[column, column]
+            left[:, column:stop] -= losses[:, column - start, None] * inverse[column, column:stop]
+        left[:, stop:] -= losses @ inverse[start:stop, stop:]
+    return found[:, order.argsort()].to(weight.dtype)
+
+
+class GramWatch:
+    """While it is entered, adds up what `compensated` needs of the inputs of linear modules.
+
+    Args:
+        modules: the linear ones to watch, by name.
+
+    Attributes:
+        grams: (inputs, inputs) by name, float32, of those that have been run.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self.modules = modules
+        self.grams: dict[str, Tensor] = {}
+
+    def __enter__(self) -> "GramWatch":
+        self.hooks = [
+            module.register_forward_pre_hook(partial(self._add, name)) for name, module in self.modules.items()
+        ]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+    def _add(self, name: str, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        rows = arguments[0].detach().flatten(0, -2).float()
+        with torch.autocast(rows.device.type, enabled=False):
+            gram = rows.T @ rows
+        self.grams[name] = self.grams[name].add_(gram) if name in self.grams else gram
