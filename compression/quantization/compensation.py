@@ -18,7 +18,8 @@ def compensated(weight: Tensor, gram: Tensor, end: int) -> Tensor:
 
     Rounded it is to integers times a scale for each output, its largest weight / `end`. Inputs have their turn by size,
     and each weight is returned as it is rounded at its turn, not rounded: training can go on from there. The largest of
-    an output stays, and none becomes larger, so that scales are those of the matrix that was given.
+    an output stays, and none becomes larger, so that scales are those of the matrix that was given. Zeros stay: they
+    may have been pruned.
 
     Args:
         weight: (outputs, inputs)
@@ -32,7 +33,7 @@ def compensated(weight: Tensor, gram: Tensor, end: int) -> Tensor:
     left = weight[:, order].double()
     largest = left.abs().amax(1)
     scale = torch.where(largest > 0, largest / end, 1.0)
-    ends = torch.where(left.abs() == largest[:, None], left, 0.0)
+    given, stays = left.clone(), (left == 0) | (left.abs() == largest[:, None])
 
     gram = gram[order][:, order].double()
     gram.diagonal().add_(DAMPING * gram.diagonal().mean().clamp(min=torch.finfo(weight.dtype).tiny))
@@ -43,7 +44,7 @@ def compensated(weight: Tensor, gram: Tensor, end: int) -> Tensor:
         stop = min(start + BLOCK, left.shape[1])
         losses = torch.empty_like(left[:, start:stop])
         for column in range(start, stop):
-            weights = torch.where(ends[:, column] != 0, ends[:, column], left[:, column].clamp(-largest, largest))
+            weights = torch.where(stays[:, column], given[:, column], left[:, column].clamp(-largest, largest))
             found[:, column] = weights
             rounded = (weights / scale).round() * scale
             losses[:, column - start] = (left[:, column] - rounded) / inverse[column, column]
