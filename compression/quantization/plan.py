@@ -1,10 +1,11 @@
 """What of a model is quantized and how: all that the export needs to know to do the same."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
-from prunelle.compression.record import read_record
+from prunelle.compression.record import RECORD_NAME, read_record
+from prunelle.errors import InputError
 
 Scheme = Literal["int8-dynamic", "int8-static", "int4-weight", "ternary", "binary"]
 Inputs = Literal["float32", "int8"]
@@ -39,10 +40,19 @@ class QuantizationPlan:
 
 
 def read_plan(folder: Path | None) -> QuantizationPlan | None:
-    """The plan of the model in a checkpoint folder; None where it was not trained for one."""
+    """The plan of the model in a checkpoint folder; None where it was not trained for one.
+
+    Raises:
+        InputError: Another version of Prunelle wrote it, which says more than this one knows.
+    """
     record = None if folder is None else read_record(folder)
     if record is None or "quantization" not in record:
         return None
     plan = record["quantization"]
+    if unknown := sorted(plan.keys() - {each.name for each in fields(QuantizationPlan)}):
+        raise InputError(
+            f"{folder}/{RECORD_NAME} has {', '.join(unknown)} under quantization, which this version of Prunelle does "
+            "not know: export the model with the version that trained it"
+        )
     inputs = {name: (scale, zero) for name, (scale, zero) in plan["inputs"].items()}
     return QuantizationPlan(**(plan | {"inputs": inputs}))

@@ -225,6 +225,9 @@ def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read_plan(tmp_path) is None
     write_record(tmp_path, quantization=asdict(plan))
     assert read_plan(tmp_path) == plan
+    write_record(tmp_path, quantization=asdict(plan) | {"smoothing": {}})
+    with pytest.raises(InputError, match=r"compression\.json has smoothing under quantization, which this version"):
+        read_plan(tmp_path)
 
 
 def test_tied_weights_stay_as_they_are(make: Any) -> None:
