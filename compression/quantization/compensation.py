@@ -1,8 +1,8 @@
 """A matrix rounded input by input, where weights whose turn is still to come make up for what has been lost."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -53,34 +53,24 @@ def compensated(weight: Tensor, gram: Tensor, end: int) -> Tensor:
     return found[:, order.argsort()].to(weight.dtype)
 
 
-class GramWatch:
-    """While it is entered, adds up what `compensated` needs of the inputs of linear modules.
+@contextmanager
+def gram_matrices(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """Gathers what `compensated` needs of the inputs of linear modules.
 
-    Args:
-        modules: the linear ones to watch, by name.
-
-    Attributes:
-        grams: (inputs, inputs) by name, float32, of those that have been run.
+    Yields:
+        By name (inputs, inputs) float32, of those that are run.
     """
+    grams: dict[str, Tensor] = {}
 
-    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
-        self.modules = modules
-        self.grams: dict[str, Tensor] = {}
-
-    def __enter__(self) -> "GramWatch":
-        self.hooks = [
-            module.register_forward_pre_hook(partial(self._add, name)) for name, module in self.modules.items()
-        ]
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for hook in self.hooks:
-            hook.remove()
-
-    def _add(self, name: str, module: nn.Module, arguments: tuple[Any, ...]) -> None:
+    def add(name: str, module: nn.Module, arguments: tuple[Any, ...]) -> None:
         rows = arguments[0].detach().flatten(0, -2).float()
         with torch.autocast(rows.device.type, enabled=False):
             gram = rows.T @ rows
-        self.grams[name] = self.grams[name].add_(gram) if name in self.grams else gram
+        grams[name] = grams[name].add_(gram) if name in grams else gram
+
+    hooks = [module.register_forward_pre_hook(partial(add, name)) for name, module in modules.items()]
+    try:
+        yield grams
+    finally:
+        for hook in hooks:
+            hook.remove()

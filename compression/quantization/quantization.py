@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from prunelle.compression.anatomy import matrix
 from prunelle.compression.layers import find_layers
 from prunelle.compression.method import CompressionMethod
-from prunelle.compression.quantization.compensation import GramWatch, compensated
+from prunelle.compression.quantization.compensation import compensated, gram_matrices
 from prunelle.compression.quantization.inputs import NAME, DynamicInput, StaticInput, quantize_inputs
 from prunelle.compression.quantization.plan import Embeddings, Inputs, QuantizationPlan, Scheme
 from prunelle.compression.quantization.smoothing import InputWatch, channel_divisors
@@ -128,11 +128,11 @@ class Quantization(CompressionMethod):
             static.calibrating = True
         # Until rounding starts later, weights would have gone elsewhere.
         is_compensated = not self.is_pruned and self.start_at == 0
-        with GramWatch(self.linear if is_compensated else {}) as watch:
+        with gram_matrices(self.linear if is_compensated else {}) as grams:
             run(self.calibration_samples, lambda: None)
         for static in self._static().values():
             static.calibrating = False
-        self._compensate(watch.grams)
+        self._compensate(grams)
         self.calibrated = True
 
     def step(self, progress: float) -> None:

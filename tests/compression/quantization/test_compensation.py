@@ -78,15 +78,6 @@ def test_inputs_of_zero_and_rows_of_zero_do_no_harm() -> None:
     assert not compensated(weight, torch.zeros(6, 6), 64)[1].any()
 
 
-def calibrated(model: nn.Module, batch: dict[str, Tensor], *methods: Any) -> Quantization:
-    for method in methods:
-        method.attach(model)
-    for method in methods:
-        method.calibrate(model, lambda samples, after_batch: model(**batch) and None)
-        method.step(0.0)
-    return methods[-1]
-
-
 def original(module: Any) -> Tensor:
     """(outputs, inputs)"""
     weight = module.parametrizations["weight"].original.detach()
@@ -94,12 +85,9 @@ def original(module: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["BertForSequenceClassification", "GPT2ForSequenceClassification"])
-def test_every_module_makes_up_for_its_own_inputs(make: Any, batch: Any, name: str) -> None:
+def test_every_module_makes_up_for_its_own_inputs(uneven: Any, calibrated: Any, batch: Any, name: str) -> None:
     """Prevents Gram matrices of the wrong module, of inputs not divided as in the file, and transposed weights."""
-    model = make(name).eval()
-    for module in model.modules():
-        if isinstance(module, nn.LayerNorm):
-            module.weight.data[3] *= 50  # so that channels are divided
+    model = uneven(name)
     before = {
         name: module.weight.detach().clone() for name, module in model.named_modules() if hasattr(module, "weight")
     }
@@ -116,7 +104,7 @@ def test_every_module_makes_up_for_its_own_inputs(make: Any, batch: Any, name: s
     model(**batch)
     for hook in hooks:
         hook.remove()
-    method = calibrated(model, batch, Quantization("int8-static"))
+    method = calibrated(model, Quantization("int8-static"))
     divided = method.plan().divisors
     assert divided
     for name, module in method.linear.items():
@@ -128,7 +116,7 @@ def test_every_module_makes_up_for_its_own_inputs(make: Any, batch: Any, name: s
         assert not torch.equal(original(module), weight)
 
 
-def test_what_is_pruned_or_rounded_later_is_left_alone(make: Any, batch: Any) -> None:
+def test_what_is_pruned_or_rounded_later_is_left_alone(make: Any, calibrated: Any) -> None:
     """Prevents masked weights that come back, and weights that make up for a loss that there is not yet."""
     for methods in (
         [Quantization("int8-static", start=0.5)],
@@ -136,5 +124,5 @@ def test_what_is_pruned_or_rounded_later_is_left_alone(make: Any, batch: Any) ->
     ):
         model = make("BertForSequenceClassification").eval()
         before = model.classifier.weight.detach().clone()
-        method = calibrated(model, batch, *methods)
+        method = calibrated(model, *methods, progress=0.0)
         assert torch.equal(original(method.linear["classifier"]), before)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunelle.compression.pruning import CubicSchedule, Pruning
 from prunelle.compression.quantization import Int8Weight, Quantization, StaticInput
@@ -69,24 +69,12 @@ def test_divisors_spare_much_of_the_error_or_are_none() -> None:
     assert error(divisors) < 0.5 * error(torch.ones(16))
 
 
-def attached(model: nn.Module, batch: dict[str, Tensor], methods: list[Any]) -> Quantization:
-    """The last of the methods, all attached and calibrated, on a model some of whose channels are large."""
-    for module in model.modules():
-        if isinstance(module, nn.LayerNorm):
-            module.weight.data[3] *= 50
-    for method in methods:
-        method.attach(model)
-    for method in methods:
-        method.calibrate(model, lambda samples, after_batch: model(**batch) and None)
-        method.step(1.0)
-    return methods[-1]
-
-
 @pytest.mark.parametrize("name", ["BertForSequenceClassification", "GPT2ForSequenceClassification"])
-def test_whoever_reads_an_input_divides_it_alike(make: Any, batch: Any, name: str) -> None:
+def test_whoever_reads_an_input_divides_it_alike(uneven: Any, calibrated: Any, batch: Any, name: str) -> None:
     """Prevents three divisions of one input where one will do, and weights and inputs that no longer fit together."""
-    model = make(name).eval()
-    method = attached(model, batch, [Quantization("int8-static", embeddings="none")])
+    model = uneven(name)
+    exact = model(**batch).logits
+    method = calibrated(model, Quantization("int8-static", embeddings="none"))
     smoothing = method.plan().divisors
     if name.startswith("Bert"):
         attention = "bert.encoder.layer.0.attention.self"
@@ -96,9 +84,6 @@ def test_whoever_reads_an_input_divides_it_alike(make: Any, batch: Any, name: st
         linear = model.get_submodule(module)
         assert torch.equal(linear.parametrizations.weight[-1].divisors, getattr(linear, NAME).divisors)
     rounded = model(**batch).logits
-    method.enable([])
-    exact = model(**batch).logits
-    method.step(1.0)
     for module in method.linear.values():
         module.parametrizations.weight[-1].divisors.fill_(1)
         getattr(module, NAME).divisors.fill_(1)
@@ -109,18 +94,18 @@ def test_whoever_reads_an_input_divides_it_alike(make: Any, batch: Any, name: st
     assert (rounded - exact).square().mean() < 0.7 * (model(**batch).logits - exact).square().mean()
 
 
-def test_what_is_used_twice_is_left_alone(make: Any, batch: Any) -> None:
+def test_what_is_used_twice_is_left_alone(uneven: Any, calibrated: Any) -> None:
     """Prevents a module from being scaled for one of its inputs."""
-    model = make("BertForSequenceClassification").eval()
+    model = uneven("BertForSequenceClassification")
     first, second = model.bert.encoder.layer[:2]
     second.intermediate.dense = first.intermediate.dense
-    smoothing = attached(model, batch, [Quantization("int8-static")]).plan().divisors
+    smoothing = calibrated(model, Quantization("int8-static")).plan().divisors
     assert smoothing
     assert not any("layer.0.intermediate" in name for name in smoothing)
 
 
-def test_pruned_models_are_left_alone(make: Any, batch: Any) -> None:
+def test_pruned_models_are_left_alone(uneven: Any, calibrated: Any) -> None:
     """Prevents divisors for channels that shrinking takes out afterwards."""
-    model = make("BertForSequenceClassification").eval()
+    model = uneven("BertForSequenceClassification")
     pruning = Pruning(CubicSchedule(0.3, 0, 0), "magnitude")
-    assert not attached(model, batch, [pruning, Quantization("int8-static")]).plan().divisors
+    assert not calibrated(model, pruning, Quantization("int8-static")).plan().divisors
