@@ -6,6 +6,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+RunOnExamples = Callable[[int, Callable[[], None] | None], None]  # see `CompressionMethod.calibrate`
+
 
 class CompressionMethod:
     """Changes what a model's weights are while it is trained, by `torch.nn.utils.parametrize` and nothing else.
@@ -44,13 +46,14 @@ class CompressionMethod:
             InputError: They do not suffice.
         """
 
-    def calibrate(self, model: PreTrainedModel, run: Callable[[int, Callable[[], None]], None]) -> None:
+    def calibrate(self, model: PreTrainedModel, run: RunOnExamples) -> None:
         """Look at examples before the first step of a run that is not resumed.
 
         Args:
             model: What the method is attached to.
-            run: Takes a number of examples, the same on all processes, and computes the loss's gradients on them batch
-                by batch, calling its second argument after each; no weight changes.
+            run: Takes a number of examples, the same at every call and on all processes, and computes the loss's
+                gradients on them batch by batch, calling its second argument after each; if that is None, the loss
+                alone. No weight changes.
         """
 
     def step(self, progress: float) -> None:

@@ -128,20 +128,25 @@ class CompressionTrainer(Trainer):
         scheduler.lr_lambdas = [rewound(rate) for rate in scheduler.lr_lambdas]
         return scheduler
 
-    def run_on_examples(self, samples: int, after_batch: Callable[[], None]) -> None:
-        """Compute gradients on training examples drawn at random, batch by batch, and train nothing.
+    def run_on_examples(self, samples: int, after_batch: Callable[[], None] | None) -> None:
+        """Compute the loss on training examples drawn at random, batch by batch, and train nothing.
 
         Every process takes all of them, so that all see the same.
+
+        Args:
+            samples: how many.
+            after_batch: called while the batch's gradients are there; None for none.
         """
         drawn = torch.randperm(len(self.train_dataset), generator=torch.Generator().manual_seed(self.args.seed))
         examples = Subset(self.train_dataset, drawn[:samples].tolist())
         self.model.eval()
         for batch in DataLoader(examples, self.args.per_device_train_batch_size, collate_fn=self.data_collator):
-            with self.compute_loss_context_manager():
+            with torch.set_grad_enabled(after_batch is not None), self.compute_loss_context_manager():
                 loss = self.compute_loss(self.model, self._prepare_inputs(batch))
-            loss.backward()
-            after_batch()
-            self.model.zero_grad()
+            if after_batch is not None:
+                loss.backward()
+                after_batch()
+                self.model.zero_grad()
         self.model.train()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

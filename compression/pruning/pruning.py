@@ -1,7 +1,7 @@
 """Pruning while training: masks that follow the scores on a schedule, and stay once the density is reached."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from transformers import PreTrainedModel
 
-from prunelle.compression.method import CompressionMethod
+from prunelle.compression.method import CompressionMethod, RunOnExamples
 from prunelle.compression.pruning.calibration import gate_gradients, input_norms
 from prunelle.compression.pruning.layers import gate_layers
 from prunelle.compression.pruning.masks import IS_OPEN, HardConcreteMask, Mask, WandaMask
@@ -143,11 +143,11 @@ class Pruning(CompressionMethod):
     def start(self, steps: int) -> None:
         self.schedule.check(steps)
 
-    def calibrate(self, model: PreTrainedModel, run: Callable[[int, Callable[[], None]], None]) -> None:
+    def calibrate(self, model: PreTrainedModel, run: RunOnExamples) -> None:
         if self.score == "wanda":
             modules = {name: module for group in self.groups for name, module in group.modules.items()}
             with input_norms(model, modules) as norms:
-                run(self.calibration_samples, lambda: None)
+                run(self.calibration_samples, None)
             for name, mask in self.masks.items():
                 assert isinstance(mask, WandaMask)
                 mask.norms.copy_(norms[name.removesuffix(".weight")].view_as(mask.norms))

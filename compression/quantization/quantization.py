@@ -1,6 +1,6 @@
 """Quantization-aware training: a model learns to predict with the weights and inputs that its file will have."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 
 from prunelle.compression.anatomy import matrix
 from prunelle.compression.layers import find_layers
-from prunelle.compression.method import CompressionMethod
+from prunelle.compression.method import CompressionMethod, RunOnExamples
+from prunelle.compression.quantization.bias_correction import correcting_biases, output_means
 from prunelle.compression.quantization.compensation import compensated, gram_matrices
 from prunelle.compression.quantization.inputs import NAME, DynamicInput, StaticInput, quantize_inputs
 from prunelle.compression.quantization.plan import Embeddings, Inputs, QuantizationPlan, Scheme
@@ -37,9 +38,10 @@ class Quantization(CompressionMethod):
     - `int8-dynamic`: linear modules have weights of `Int8Weight` and inputs of `DynamicInput`, embeddings are those of
       `Int8Rows`: what `prunelle.export.quantize_dynamic` writes.
     - `int8-static`: inputs of `StaticInput`, else the same: what `prunelle.export.quantize_static` writes. Channels
-      that differ much in size are evened out first (`channel_divisors`), and weights make up for what others lose
-      (`compensated`), unless something is pruned in the same run: what `shrink` takes out of a module's input would be
-      missing from what the file divides, and masked weights have nothing to make up with.
+      that differ much in size are evened out first (`channel_divisors`), weights make up for what others lose
+      (`compensated`), and biases take back what is lost on average (`correcting_biases`), unless something is pruned in
+      the same run: what `shrink` takes out of a module's input would be missing from what the file divides, and masked
+      weights have nothing to make up with.
     - `int4-weight`: weights of `Int4Weight`, and inputs as they are: what `prunelle.export.quantize_int4` writes.
 
     - `ternary`, `binary`: weights of `TernaryWeight` or `BinaryWeight`, and inputs as they are or of `DynamicInput`.
@@ -57,8 +59,8 @@ class Quantization(CompressionMethod):
         block_size, symmetric: As `Int4Weight` takes them.
         activations: What inputs of ternary and binary modules are, `float32` or `int8`.
         ranges: Whether static ranges are moving averages, or their scales are learned from there.
-        calibration_samples: On how many examples ranges, divided channels and weights of `int8-static` are found before
-            the first step.
+        calibration_samples: On how many examples ranges, divided channels, weights and biases of `int8-static` are
+            found before the first step.
         start: The share of the run before anything is rounded.
         freeze: The share of the run after which static ranges stay.
 
@@ -117,7 +119,7 @@ class Quantization(CompressionMethod):
         for module in self.tables.values():
             self._round_weight(module, Int8Table() if self.embeddings == "tensor" else Int8Rows())
 
-    def calibrate(self, model: PreTrainedModel, run: Callable[[int, Callable[[], None]], None]) -> None:
+    def calibrate(self, model: PreTrainedModel, run: RunOnExamples) -> None:
         if not self._static():
             return
         for quantizer in self.quantizers:
@@ -127,12 +129,18 @@ class Quantization(CompressionMethod):
         for static in self._static().values():
             static.calibrating = True
         # Until rounding starts later, weights would have gone elsewhere.
-        is_compensated = not self.is_pruned and self.start_at == 0
-        with gram_matrices(self.linear if is_compensated else {}) as grams:
-            run(self.calibration_samples, lambda: None)
+        made_up = self.linear if not self.is_pruned and self.start_at == 0 else {}
+        with gram_matrices(made_up) as grams, output_means(made_up) as means:
+            run(self.calibration_samples, None)
         for static in self._static().values():
             static.calibrating = False
-        self._compensate(grams)
+        if made_up:
+            self._compensate(grams)
+            for quantizer in self.quantizers:
+                quantizer.enabled = True
+            with correcting_biases(self.linear, means):
+                run(self.calibration_samples, None)
+            self._agree()
         self.calibrated = True
 
     def step(self, progress: float) -> None:
@@ -189,9 +197,9 @@ class Quantization(CompressionMethod):
             self.activations,
         )
 
-    def _smooth(self, model: PreTrainedModel, run: Callable[[int, Callable[[], None]], None]) -> None:
+    def _smooth(self, model: PreTrainedModel, run: RunOnExamples) -> None:
         with InputWatch(model, self.linear, self.calibration_samples) as watch:
-            run(self.calibration_samples, lambda: None)
+            run(self.calibration_samples, None)
         for names, rows, low, high in watch.inputs():
             modules: list[Any] = [self.linear[name] for name in names]
             weight = torch.cat([matrix(module).detach() for module in modules])
@@ -207,9 +215,13 @@ class Quantization(CompressionMethod):
             original = module.parametrizations["weight"].original.detach()
             weight = original if isinstance(module, nn.Linear) else original.T
             weight.copy_(compensated(weight * divisors, gram / torch.outer(divisors, divisors), INT8_END) / divisors)
-            if torch.distributed.is_available() and torch.distributed.is_initialized():
-                # Sums that differ in the last bit can round otherwise, and processes have to agree.
-                torch.distributed.broadcast(original, 0)
+
+    def _agree(self) -> None:
+        """Have all processes go on as the first: sums that differ in the last bit can round otherwise."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            for module in self.linear.values():
+                for parameter in module.parameters():
+                    torch.distributed.broadcast(parameter.detach(), 0)
 
     def _static(self) -> dict[str, StaticInput]:
         inputs = {name: getattr(module, NAME, None) for name, module in self.linear.items()}

@@ -50,12 +50,10 @@ class SensitivityTest:
         self.labels = torch.cat([torch.as_tensor(batch["labels"]).flatten() for batch in batches])
         self.counted = self.labels != IGNORED
         method.attach(self.model)
-        weights: dict[str, Any] = {name: module.parametrizations for name, module in method.linear.items()}
-        self.weights = {name: each["weight"].original.detach() for name, each in weights.items()}
-        self.exact = {name: weight.clone() for name, weight in self.weights.items()}
+        self.exact = self._copied()
         method.calibrate(self.model, lambda samples, after_batch: self._run(samples))
         method.step(1.0)
-        self.calibrated = {name: weight.clone() for name, weight in self.weights.items()}
+        self.calibrated = self._copied()
         self.modules = list(method.linear)
         self.reference = self.predict([])
         self.accuracy = self._accuracy(self.reference)
@@ -63,8 +61,8 @@ class SensitivityTest:
     def predict(self, modules: Sequence[str]) -> Tensor:
         """Log-probabilities of each class with these modules quantized, and no other: (labels, classes)."""
         self.method.enable(modules)
-        for name, weight in self.weights.items():
-            weight.copy_((self.calibrated if name in modules else self.exact)[name])
+        for name, module in self.method.linear.items():
+            module.load_state_dict((self.calibrated if name in modules else self.exact)[name])
         return torch.cat([self._logits(batch) for batch in self.batches]).log_softmax(-1)[self.counted]
 
     def one_by_one(self) -> list[Sensitivity]:
@@ -91,6 +89,10 @@ class SensitivityTest:
             if self._accuracy(quantized) >= self.accuracy - drop:
                 return without
         return [each.name for each in order]
+
+    def _copied(self) -> dict[str, dict[str, Tensor]]:
+        """What the linear modules hold, by name."""
+        return {name: copy.deepcopy(module.state_dict()) for name, module in self.method.linear.items()}
 
     def _accuracy(self, predicted: Tensor) -> float:
         return (predicted.argmax(-1) == self.labels[self.counted]).double().mean().item()

@@ -117,12 +117,13 @@ def test_every_module_makes_up_for_its_own_inputs(uneven: Any, calibrated: Any, 
 
 
 def test_what_is_pruned_or_rounded_later_is_left_alone(make: Any, calibrated: Any) -> None:
-    """Prevents masked weights that come back, and weights that make up for a loss that there is not yet."""
+    """Prevents masked weights that come back, and weights and biases that make up for a loss that there is not yet."""
     for methods in (
         [Quantization("int8-static", start=0.5)],
         [Pruning(CubicSchedule(0.3, 0, 0), "magnitude"), Quantization("int8-static")],
     ):
         model = make("BertForSequenceClassification").eval()
-        before = model.classifier.weight.detach().clone()
+        weight, bias = model.classifier.weight.detach().clone(), model.classifier.bias.detach().clone()
         method = calibrated(model, *methods, progress=0.0)
-        assert torch.equal(original(method.linear["classifier"]), before)
+        assert torch.equal(original(method.linear["classifier"]), weight)
+        assert torch.equal(model.classifier.bias, bias)
