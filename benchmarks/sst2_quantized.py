@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=float, default=1)
     parser.add_argument("--learning_rate", type=float, default=1e-5)
+    parser.add_argument("--calibration_samples", type=int, default=512, help="sentences that int8-static sees first")
     parser.add_argument("--loss", type=json.loads, help="terms of the distillation, in JSON, over those here")
     parser.add_argument("--no_dropout", action="store_true", help="train without it")
     parser.add_argument("--latency_seconds", type=float, default=0.0)
@@ -85,6 +86,8 @@ def main() -> None:
             files["float32"] = export_variants(sentences.model, f"{folder}/float32", ("fp32",))["fp32"]
         for scheme, way, seed in itertools.product(options.schemes, options.ways, options.seeds):
             run = {"scheme": scheme, "way": way, "seed": seed, **shared}
+            if scheme.startswith("int8-static"):
+                run["calibration_samples"] = options.calibration_samples
             if way == "post-training":
                 if seed != options.seeds[0]:
                     continue  # nothing in it depends on the seed
@@ -112,7 +115,8 @@ def quantize(sentences: Sentences, scheme: str, way: str, seed: int, folder: str
     """The file of a copy of the model."""
     set_seed(seed)
     model = deepcopy(sentences.model).requires_grad_()  # a trainer whose teacher it was has frozen it
-    method = QuantizationArguments(**{"scheme": scheme, "embeddings": options.embeddings, **SCHEMES[scheme]}).method()
+    chosen = {"scheme": scheme, "embeddings": options.embeddings, **SCHEMES[scheme]}
+    method = QuantizationArguments(**chosen, quantization_samples=options.calibration_samples).method()
     common: dict[str, Any] = {
         "output_dir": folder,
         "num_train_epochs": 0 if way == "post-training" else options.epochs,
@@ -160,6 +164,8 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     for run in runs:
         dropout = ", no dropout" if run["no_dropout"] and run["epochs"] else ""
         settings = f"{run['epochs']} epochs {run['learning_rate']}{dropout}, embeddings {run['embeddings']}"
+        if "calibration_samples" in run:
+            settings += f", {run['calibration_samples']} samples"
         found[f"{run['scheme']}, {run['way']}, {settings}, model {run['model']}"].append(run)
     return {
         name: {
