@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from prunelle.compression.hooks import hooked
+
 
 @contextmanager
 def input_norms(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
@@ -34,11 +36,8 @@ def input_norms(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[
     for name, module in modules.items():
         hooks.append(module.register_forward_pre_hook(lambda module, args, name=name: add(name, args[0])))
     norms: dict[str, Tensor] = {}
-    try:
+    with hooked(hooks):
         yield norms
-    finally:
-        for hook in hooks:
-            hook.remove()
     norms |= {name: total.sqrt() for name, total in squares.items()}
 
 
@@ -69,8 +68,5 @@ def gate_gradients(readers: Mapping[str, tuple[nn.Module, int]]) -> Iterator[dic
         module.register_forward_pre_hook(lambda module, args, name=name, parts=parts: listen(name, parts, args[0]))
         for name, (module, parts) in readers.items()
     ]
-    try:
+    with hooked(hooks):
         yield sums
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunelle.compression.hooks import hooked
+
 
 @contextmanager
 def output_means(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Tensor]]]:
@@ -23,11 +25,8 @@ def output_means(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, list[Te
         means[name].append(_mean(output))
 
     hooks = [module.register_forward_hook(partial(see, name)) for name, module in modules.items()]
-    try:
+    with hooked(hooks):
         yield means
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @contextmanager
@@ -53,11 +52,8 @@ def correcting_biases(modules: Mapping[str, nn.Module], means: Mapping[str, Sequ
 
     biased = {name: module for name, module in modules.items() if getattr(module, "bias", None) is not None}
     hooks = [module.register_forward_hook(partial(correct, name)) for name, module in biased.items()]
-    try:
+    with hooked(hooks):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _mean(output: Tensor) -> Tensor:

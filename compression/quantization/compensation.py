@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunelle.compression.hooks import hooked
+
 BLOCK = 128  # inputs that are rounded before the rest of the matrix is told
 DAMPING = 0.01  # of the mean of the Gram matrix's diagonal, added to it
 
@@ -69,8 +71,5 @@ def gram_matrices(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor
         grams[name] = grams[name].add_(gram) if name in grams else gram
 
     hooks = [module.register_forward_pre_hook(partial(add, name)) for name, module in modules.items()]
-    try:
+    with hooked(hooks):
         yield grams
-    finally:
-        for hook in hooks:
-            hook.remove()
