@@ -48,14 +48,14 @@ def close(
     if isinstance(trainer, MutualTrainer):
         record["peer"] = trainer.keep_best(metrics)
     if compact is not None:  # after the evaluation, whose loss may compare heads and layers with the teacher's
-        trainer.model = compact(trainer.accelerator.unwrap_model(trainer.model))
+        trainer.model = compact(trainer.unwrapped_model())
         record["layer_shapes"] = getattr(trainer.model.config, "layer_shapes", None)
     save_model(trainer, folder, save_sparse)
     if not trainer.is_world_process_zero():
         return
     # Not the Trainer's loader, which would deal the examples out to the processes.
     examples = DataLoader(encoded.get("test", encoded["validation"]), trainer.args.eval_batch_size, collate_fn=collator)
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    model = trainer.unwrapped_model()
     export = partial(export_and_report, plan=plan, reader=reader_of(task, encoded))
     measure = report_on_sequences if model.config.is_encoder_decoder else export
     report = measure(

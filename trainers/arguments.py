@@ -106,7 +106,11 @@ class DistillationArguments(PredictionArguments):
     """How the student is trained. The defaults are DistilBERT's (arXiv:1910.01108)."""
 
     teacher_dtype: Literal["float32", "bfloat16", "float16"] | None = field(
-        default=None, metadata={"help": "What the teacher computes in. By default its checkpoint's."}
+        default=None,
+        metadata={
+            "help": "What the teacher computes in. By default its checkpoint's, with --bf16 or --fp16 what the student "
+            "computes in."
+        },
     )
     teacher_cache: str | None = field(
         default=None,

@@ -128,7 +128,7 @@ def _answer(
     inputs = trainer._prepare_inputs(collated)
     batch, objective = batch_of(inputs), trainer.objective
     features = {name: value for name, value in inputs.items() if name in trainer.teacher_inputs}
-    with torch.inference_mode(), trainer.accelerator.autocast():
+    with torch.inference_mode(), trainer.teacher_precision():
         outputs = objective.ask(teacher, features, objective.positions(batch))
         targets = term.targets(outputs.rows(slice(None))).tensors
     ends = asked(batch, objective.everywhere).reshape(len(batch.labels), -1).sum(1).cumsum(0).tolist()

@@ -45,7 +45,8 @@ class CompressionTrainer(Trainer):
 
     Args:
         model: What is compressed, in place.
-        args: Every flag of `transformers.TrainingArguments`.
+        args: Every flag of `transformers.TrainingArguments`; `bf16` and `fp16` compute in half precision, and what is
+            trained has float32 or more.
         methods: Attached in this order: a weight is masked before it is quantized.
         kwargs: As for `transformers.Trainer`.
 
@@ -61,6 +62,8 @@ class CompressionTrainer(Trainer):
         methods: Sequence[CompressionMethod] = (),
         **kwargs: Any,
     ) -> None:
+        if any(parameter.element_size() < 4 for parameter in model.parameters()):
+            model.float()  # as a checkpoint holds them, half of the digits would round small steps away
         super().__init__(model=model, args=args, **({"compute_loss_func": hard_label_loss} | kwargs))
         # Labels stand where their logits do, a causal language model's too: all of them count.
         self._loss_shifts_labels = False
@@ -127,6 +130,14 @@ class CompressionTrainer(Trainer):
 
         scheduler.lr_lambdas = [rewound(rate) for rate in scheduler.lr_lambdas]
         return scheduler
+
+    def unwrapped_model(self) -> Any:
+        """What was trained, no longer distributed or computing in half precision: to save and measure, not to train."""
+        model = self.accelerator.unwrap_model(self.model)
+        # Accelerate's own way to take autocast off takes the decorators of transformers off with it.
+        if vars(model).pop("_original_forward", None) is not None:
+            del model.forward
+        return model
 
     def run_on_examples(self, samples: int, after_batch: Callable[[], None] | None) -> None:
         """Compute the loss on training examples drawn at random, batch by batch, and train nothing.

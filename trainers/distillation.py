@@ -3,6 +3,7 @@
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -244,7 +245,12 @@ class DistillationTrainer(ObjectiveTrainer):
         if self.teacher is None:
             return None
         accepted = {name: value for name, value in inputs.items() if name in self.teacher_inputs}
-        return self.objective.ask(self.teacher, accepted, positions)
+        with self.teacher_precision():
+            return self.objective.ask(self.teacher, accepted, positions)
+
+    def teacher_precision(self) -> Any:
+        """What the teacher computes in: its own, where `--teacher_dtype` says which, else what the student does."""
+        return nullcontext() if self.args.teacher_dtype is not None else self.accelerator.autocast()
 
 
 class WithPositions:
@@ -291,7 +297,7 @@ def prepare_teacher(accelerator: Accelerator, teacher: nn.Module) -> nn.Module:
         sharded = fsdp2_prepare_model(accelerator, teacher)
         vars(plugin).update(settings)  # in which the names of the teacher's layers would stand in for the student's
         return sharded
-    return accelerator.prepare_model(teacher, device_placement=True, evaluation_mode=True)
+    return teacher.to(accelerator.device)
 
 
 def check_pair(student: PreTrainedModel, teacher: nn.Module, arguments: DistillationArguments) -> None:

@@ -313,7 +313,7 @@ def finetune(
     trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     record |= {"methods": ["finetune"], "metrics": trainer.evaluate(), "data": task.fingerprint(unlabeled=False)}
     save_with_record(trainer, folder, **record)
-    loaded.model, loaded.is_trained = trainer.accelerator.unwrap_model(trainer.model), True
+    loaded.model, loaded.is_trained = trainer.unwrapped_model(), True
 
 
 def finetune_teacher(teacher: Teacher, task: Task, encoded: dict[str, Any]) -> None:

@@ -88,7 +88,7 @@ def _generation(
     trainer.train()
     metrics, history = trainer.evaluate(), trainer.state.log_history
     save_with_record(trainer, folder, methods=["distill"], identity=identity, metrics=metrics, training=history)
-    return Teacher(trainer.accelerator.unwrap_model(trainer.model), teacher.tokenizer, True, folder=str(folder))
+    return Teacher(trainer.unwrapped_model(), teacher.tokenizer, True, folder=str(folder))
 
 
 def _identity(teacher: Teacher, models: TeacherStudentArguments, task: Task, plan: DistillationArguments) -> str:
