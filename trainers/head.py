@@ -130,25 +130,35 @@ class _SumOverChunks(torch.autograd.Function):
     ) -> Tensor:
         inputs, factor, shift = _as_computed(states, weight, bias)
         size = max(1, CHUNK.get(states.device.type, CHUNK["cuda"]) // len(weight))
-        total = torch.zeros((), dtype=torch.promote_types(states.dtype, torch.float32), device=states.device)
+        full = torch.promote_types(states.dtype, torch.float32)
+        total = torch.zeros((), dtype=full, device=states.device)
         # Sums over chunks keep the precision of the weights; one of half precision would lose what each chunk adds.
-        states_grad, weight_grad = torch.empty_like(states), torch.zeros_like(weight)
+        states_grad, weight_grad = torch.empty_like(states, dtype=full), torch.zeros_like(weight)
         bias_grad = None if bias is None else torch.zeros_like(bias)
         with torch.autocast(states.device.type, enabled=False):
             for start in range(0, len(states), size):
                 rows = slice(start, start + size)
-                logits = F.linear(inputs[rows], factor, shift)
+                logits = F.linear(inputs[rows], factor, shift).to(full)
                 with torch.enable_grad():
                     value = loss(logits.requires_grad_(), rows)
                 (slope,) = torch.autograd.grad(value, logits)
                 total += value.detach()
+                if bias_grad is not None:
+                    bias_grad += slope.sum(0)
+                if factor.dtype == torch.float16:
+                    # The loss is divided by the items of the whole accumulated batch, and the scaler that keeps what
+                    # is left within float16 comes after this: the largest slope is 1 while they are multiplied.
+                    peak = slope.abs().amax().clamp(min=torch.finfo(full).tiny)
+                    slope = (slope / peak).half()
+                    states_grad[rows] = (slope @ factor).to(full) * peak
+                    weight_grad += (slope.t() @ inputs[rows]).to(full) * peak
+                    continue
+                slope = slope.to(factor.dtype)
                 states_grad[rows] = slope @ factor
                 if slope.dtype == weight.dtype:
                     weight_grad.addmm_(slope.t(), inputs[rows])  # in place: no second tensor of the weight's size
                 else:
                     weight_grad += slope.t() @ inputs[rows]
-                if bias_grad is not None:
-                    bias_grad += slope.sum(0)
         ctx.grads = states_grad, weight_grad, bias_grad
         return total
 

@@ -205,6 +205,24 @@ def test_under_autocast_chunks_are_computed_as_the_model_is(tmp_path: Path) -> N
         assert distance < 1.5 * torch.linalg.vector_norm(slopes[name] - slope) + 1e-6, name
 
 
+def test_float16_keeps_the_slopes_of_one_item_among_many() -> None:
+    """Prevents an accumulated batch's gradients from being rounded to 0 before the scaler can raise them."""
+    torch.manual_seed(0)
+    decoder, states, items = torch.nn.Linear(16, 500), torch.randn(32, 16), 32 * 1024
+    labels = torch.randint(500, (32,))
+
+    def found(dtype: torch.dtype) -> list[Tensor]:
+        inputs = states.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+            loss = head.summed_over_chunks(
+                inputs, decoder, lambda logits, rows: HardLabelLoss()(logits, labels[rows], items)
+            )
+        return [*torch.autograd.grad(65536 * loss, [inputs, *decoder.parameters()])]
+
+    for rounded, exact in zip(found(torch.float16), found(torch.float32), strict=True):
+        assert (rounded - exact).norm() < 2e-3 * exact.norm()
+
+
 def test_logits_that_are_more_than_the_decoders_output_are_left_whole(tmp_path: Path) -> None:
     """Prevents capped, scaled or shifted logits from being distilled as if they were not."""
     capped = language_model(Gemma2Config(**SIZES, num_key_value_heads=2, head_dim=8, final_logit_softcapping=2.0))
