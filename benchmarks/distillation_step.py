@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=2 python benchmarks/distillation_step.py
     OMP_NUM_THREADS=1 python benchmarks/distillation_step.py --cpu_time
+    python benchmarks/distillation_step.py --device cuda --bf16 --batch 256
 
 Masked LM with DistilBERT's triple loss, a 6-layer teacher and a 3-layer student of MiniLM's sizes. The reference
 selects what it needs of whole logits, as DistilBERT's published training script does; ours is the trainer's own step,
@@ -9,11 +10,12 @@ from the collated batch to the gradients. Both are seen to compute the same. A s
 held against one on the labels alone, each with its batch's collation.
 
 Steps of all kinds take turns, and medians are compared. Peak memory is a fresh process's, beyond what it held before
-there were models. The last line is JSON:
+there were models; on a GPU what was allocated there. The last line is JSON:
 {"masked": {"time_ratio", "memory_ratio"}, "all": {…}, "cached": {"time_ratio"}}.
 """
 
 import argparse
+import copy
 import json
 import logging
 import statistics
@@ -23,6 +25,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +52,15 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=30522)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cpu_time", action="store_true", help="the process's own time: for a machine with other work")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--bf16", action="store_true", help="under bfloat16 autocast")
     parser.add_argument("--memory_of", help=argparse.SUPPRESS)
     options = parser.parse_args()
     logging.disable(logging.INFO)
     with tempfile.TemporaryDirectory() as folder:
         if options.memory_of:
-            small = argparse.Namespace(batch=2, tokens=8, vocabulary=64)
+            sizes = {"batch": 2, "tokens": 8, "vocabulary": 64}
+            small = argparse.Namespace(**vars(options) | sizes)
             Bench(Path(folder), small).step(options.memory_of)()  # what a first step loads is not its memory
             print(Bench(Path(folder), options).peak_memory(options.memory_of))
             return
@@ -83,9 +89,10 @@ class Bench:
     def __init__(self, folder: Path, options: argparse.Namespace) -> None:
         self.options, self.folder = options, folder
         self.before = _status("VmRSS")
+        self.autocast = partial(torch.autocast, options.device, torch.bfloat16, enabled=options.bf16)
         set_seed(0)
         sizes = {"vocab_size": options.vocabulary, "max_position_embeddings": options.tokens}
-        self.teacher = BertForMaskedLM(BertConfig(**MINILM, **NO_DROPOUT, **sizes))
+        self.teacher = BertForMaskedLM(BertConfig(**MINILM, **NO_DROPOUT, **sizes)).to(options.device)
         self.teacher.save_pretrained(folder / "teacher")
         self.student = student_from_layers(self.teacher, [1, 3, 5])
         self.data = _masked_text(options)
@@ -116,8 +123,9 @@ class Bench:
         }
         loss, slope = abs(found / expected - 1), max(errors.values()).item()
         print(json.dumps({"positions": positions, "loss_difference": loss, "gradient_difference": slope}), flush=True)
-        assert loss <= 1e-5
-        assert slope <= 1e-4
+        # In bfloat16 the two round at other places: chunks sum in float32.
+        assert loss <= (1e-2 if self.options.bf16 else 1e-5)
+        assert slope <= (1e-1 if self.options.bf16 else 1e-4)
 
     def times(self) -> dict[str, float]:
         """The median seconds of each step."""
@@ -129,6 +137,8 @@ class Bench:
             for name in order:
                 start = clock()
                 steps[name]()
+                if self.options.device == "cuda":
+                    torch.cuda.synchronize()
                 if each:  # the first warms up
                     found[name].append(clock() - start)
         medians = {name: statistics.median(seconds) for name, seconds in found.items()}
@@ -141,6 +151,8 @@ class Bench:
         step = self.step(name)
         for _ in range(2):
             step()
+        if self.options.device == "cuda":
+            return torch.cuda.max_memory_allocated()
         return _status("VmHWM") - self.before
 
     def _trained(self, flags: dict[str, Any]) -> Callable[[], Any]:
@@ -150,7 +162,8 @@ class Bench:
             per_device_eval_batch_size=self.options.batch,
             train_sampling_strategy="sequential",
             temperature=TEMPERATURE,
-            use_cpu=True,
+            use_cpu=self.options.device == "cpu",
+            bf16=self.options.bf16,
             report_to="none",
             dataloader_pin_memory=False,
             **flags,
@@ -165,30 +178,36 @@ class Bench:
         )
         trainer.current_gradient_accumulation_steps = 1
         loader = trainer.get_train_dataloader()
+        # A copy that shares all weights: what has the forward pass compute in bfloat16 is not to be in the others' way.
+        model = trainer.accelerator.prepare_model(copy.copy(trainer.model))
 
         def step() -> Any:
             trainer.model.zero_grad()
             [batch], items = trainer.get_batch_samples(iter(loader), 1, arguments.device)
-            return trainer.training_step(trainer.model, batch, items)
+            return trainer.training_step(model, batch, items)
 
         return step
 
+    def _batch(self) -> dict[str, Tensor]:
+        return {name: values.to(self.options.device) for name, values in self.data.with_format("torch")[:].items()}
+
     def _naive(self, positions: str) -> Callable[[], Any]:
-        student, teacher, batch = self.student.train(), self.teacher.eval(), self.data.with_format("torch")[:]
+        student, teacher, batch = self.student.train(), self.teacher.eval(), self._batch()
 
         def step() -> Any:
             student.zero_grad()
-            loss = naive_triple_loss(student, teacher, **batch, everywhere=positions == "all")
+            with self.autocast():
+                loss = naive_triple_loss(student, teacher, **batch, everywhere=positions == "all")
             loss.backward()
             return loss.detach()
 
         return step
 
     def _teacher_forward(self) -> Callable[[], Any]:
-        inputs = {k: v for k, v in self.data.with_format("torch")[:].items() if k != "labels"}
+        inputs = {k: v for k, v in self._batch().items() if k != "labels"}
 
         def step() -> Any:
-            with torch.inference_mode():
+            with torch.inference_mode(), self.autocast():
                 return self.teacher.eval().base_model(**inputs)
 
         return step

@@ -11,6 +11,11 @@ class HardLabelLoss(nn.Module):
 
     .. math:: -\frac{1}{N} \sum_{n} \log \mathrm{softmax}(s_n)_{y_n}
 
+    Smoothed, the true class has :math:`1 - \epsilon` and all C classes, it among them, :math:`\epsilon / C` more.
+
+    Args:
+        label_smoothing: :math:`\epsilon`, from 0 to 1.
+
     Raises:
         ValueError: The logits are not (rows, classes) with one label a row.
 
@@ -22,11 +27,15 @@ class HardLabelLoss(nn.Module):
         - result: scalar, float32 (float64 for float64 logits); 0 where every row is left out.
 
     Reference:
-        The masked-LM case: Devlin et al., BERT, arXiv:1810.04805.
+        The masked-LM case: Devlin et al., BERT, arXiv:1810.04805. Smoothing: Szegedy et al., arXiv:1512.00567.
 
     Example:
         >>> HardLabelLoss()(student_logits, labels).backward()
     """
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
 
     def forward(self, student_logits: Tensor, labels: Tensor, num_items: Tensor | int | None = None) -> Tensor:
         if student_logits.dim() != 2 or labels.shape != student_logits.shape[:1]:
@@ -34,5 +43,6 @@ class HardLabelLoss(nn.Module):
                 f"logits {tuple(student_logits.shape)} must be (rows, classes) and labels "
                 f"{tuple(labels.shape)} one class a row"
             )
-        total = F.cross_entropy(at_least_float32(student_logits), labels, reduction="sum", ignore_index=-100)
+        logits, smoothing = at_least_float32(student_logits), self.label_smoothing
+        total = F.cross_entropy(logits, labels, reduction="sum", ignore_index=-100, label_smoothing=smoothing)
         return total / at_least_one(num_items, labels.ne(-100).sum())

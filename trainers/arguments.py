@@ -24,9 +24,20 @@ class FinetuningArguments(TrainingArguments):
     label_names: list[str] | None = field(
         default_factory=lambda: ["labels"], metadata={"help": "The columns that hold labels."}
     )
+    # The Trainer's would have the host wait in every step for whether the loss is a number; and hide that it is none.
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Leave losses that are no number out of the logged mean."}
+    )
     disable_dropout: bool = field(
         default=False, metadata={"help": "Train without dropout; the model's configuration keeps its rates."}
     )
+
+    def __post_init__(self) -> None:
+        if self.batch_eval_metrics:
+            raise InputError("--batch_eval_metrics: metrics are computed over the whole evaluation; leave it out")
+        if self.accelerator_config is None and self.dataloader_pin_memory:  # type: ignore[has-type]
+            self.accelerator_config = {"non_blocking": True}  # batches go to a GPU while it computes
+        super().__post_init__()
 
 
 @dataclass
@@ -73,7 +84,11 @@ class PredictionArguments(FinetuningArguments):
         parts = ("decoupled_target_weight", "decoupled_non_target_weight")
         for name, weight in (weights | {name: getattr(self, name) for name in parts}).items():
             if not 0 <= weight < float("inf"):
-                raise InputError(f"--{name} {weight} must not be negative")
+                raise InputError(f"--{name} {weight} must not be negative or infinite")
+        if any(schedule.name == "temperature" for schedule in self.read_schedules) and (
+            "soft_target" not in self.wanted_terms or self.soft_target_loss == "mse"
+        ):
+            raise InputError("--schedules temperature: there are no soft targets with a temperature")
         if not self.wanted_terms:
             raise InputError(f"{', '.join('--' + name for name in weights)} are all 0: nothing would be learned")
         if not any(getattr(self, name) for name in parts):
@@ -97,8 +112,15 @@ class PredictionArguments(FinetuningArguments):
 
     @property
     def wanted_terms(self) -> list[str]:
-        """The loss terms that have a weight."""
-        return [name for name, weight in self.term_weights.items() if weight]
+        """The loss terms that have a weight, from the start or by a schedule."""
+        later = {schedule.name for schedule in self.read_schedules}
+        return [name for name, weight in self.term_weights.items() if weight or f"{name}_weight" in later]
+
+    @property
+    def read_schedules(self) -> list[Schedule]:
+        """`--schedules` as they are meant."""
+        starts = {f"{name}_weight": weight for name, weight in self.term_weights.items()}
+        return read_schedules(self.schedules, {"temperature": self.temperature, **starts})
 
 
 @dataclass
@@ -179,10 +201,6 @@ class DistillationArguments(PredictionArguments):
         for name in ("teacher_cache_top_k", "relation_heads"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(f"--{name} {value} must be at least 1")
-        if any(schedule.name == "temperature" for schedule in self.read_schedules) and (
-            "soft_target" not in self.wanted_terms or self.soft_target_loss == "mse"
-        ):
-            raise InputError("--schedules temperature: there are no soft targets with a temperature")
         if self.teacher_cache is not None:
             self._check_cacheable()
         chosen = self.chosen_relations
@@ -221,21 +239,9 @@ class DistillationArguments(PredictionArguments):
         }
 
     @property
-    def wanted_terms(self) -> list[str]:
-        """The loss terms that have a weight, from the start or by a schedule."""
-        later = {schedule.name for schedule in self.read_schedules}
-        return [name for name, weight in self.term_weights.items() if weight or f"{name}_weight" in later]
-
-    @property
     def terms_inside(self) -> list[str]:
         """Those of them that need more of the teacher than its predictions."""
         return [name for name in self.wanted_terms if not name.endswith(("target", "label"))]
-
-    @property
-    def read_schedules(self) -> list[Schedule]:
-        """`--schedules` as they are meant."""
-        starts = {f"{name}_weight": weight for name, weight in self.term_weights.items()}
-        return read_schedules(self.schedules, {"temperature": self.temperature, **starts})
 
     @property
     def chosen_relations(self) -> list[str]:

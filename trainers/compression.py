@@ -1,6 +1,7 @@
 """The trainer that all ways of compressing share: it drives a list of methods, alone or together."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from prunelle.trainers.models import disable_dropout
 METHODS = "compression.safetensors"
 
 
-def hard_label_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+def hard_label_loss(
+    outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None, label_smoothing: float = 0.0
+) -> torch.Tensor:
     """The labels' cross-entropy, summed and divided by the labels of the whole accumulated batch.
 
     Where each label is a choice of its own, it is the binary one; where labels are numbers, the squared error.
@@ -33,7 +36,7 @@ def hard_label_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any 
     logits = choices(outputs)
     if logits.shape == labels.shape:
         logits = choices(outputs, multi_label=True)
-    return HardLabelLoss()(logits.flatten(0, -2), labels.flatten(), num_items_in_batch)
+    return HardLabelLoss(label_smoothing)(logits.flatten(0, -2), labels.flatten(), num_items_in_batch)
 
 
 class CompressionTrainer(Trainer):
@@ -64,7 +67,8 @@ class CompressionTrainer(Trainer):
     ) -> None:
         if any(parameter.element_size() < 4 for parameter in model.parameters()):
             model.float()  # as a checkpoint holds them, half of the digits would round small steps away
-        super().__init__(model=model, args=args, **({"compute_loss_func": hard_label_loss} | kwargs))
+        loss = partial(hard_label_loss, label_smoothing=args.label_smoothing_factor)
+        super().__init__(model=model, args=args, **({"compute_loss_func": loss} | kwargs))
         # Labels stand where their logits do, a causal language model's too: all of them count.
         self._loss_shifts_labels = False
         if args.n_gpu > 1:

@@ -19,6 +19,7 @@ from prunelle.trainers.distillation import ObjectiveTrainer
 from prunelle.trainers.ensemble import taken
 from prunelle.trainers.models import companion, load_or_start, tokenizer_for
 from prunelle.trainers.objective import Objective, check_same_classes, check_same_vocabulary, soft_target_term
+from prunelle.trainers.schedule import Schedule
 from prunelle.trainers.terms import Batch, HardLabelTerm, Outputs, Term
 
 
@@ -199,14 +200,24 @@ def mutual_objective(peers: Sequence[PreTrainedModel], arguments: MutualArgument
         check_same_vocabulary(other, peers[0])
         check_same_classes(other, peers[0], arguments)
     terms: dict[str, Term] = {}
+    softened = []
     for number in range(len(peers)):
-        each = {
-            "soft_target": soft_target_term(arguments, arguments.soft_target_loss, arguments.soft_target_top_k),
-            "hard_label": HardLabelTerm(),
-        }
+        soft_target = soft_target_term(arguments, arguments.soft_target_loss, arguments.soft_target_top_k)
+        softened.append(soft_target.loss)
+        each = {"soft_target": soft_target, "hard_label": HardLabelTerm(arguments.label_smoothing_factor)}
         terms |= {f"{name}_{number + 1}": PeerTerm(term, number, len(peers)) for name, term in each.items()}
     weights = {name: arguments.term_weights[name.rpartition("_")[0]] for name in terms}
-    return Objective(terms, weights, {}, {}).to(torch.promote_types(peers[0].dtype, torch.float32))
+    schedules = [each for schedule in arguments.read_schedules for each in _of_each_peer(schedule, len(peers))]
+    objective = Objective(terms, weights, {}, {}, schedules=schedules, softened=softened)
+    return objective.to(torch.promote_types(peers[0].dtype, torch.float32))
+
+
+def _of_each_peer(schedule: Schedule, peers: int) -> list[Schedule]:
+    """A term's weight moves for each peer; the temperature is one for all."""
+    if schedule.name == "temperature":
+        return [schedule]
+    term = schedule.name.removesuffix("_weight")
+    return [replace(schedule, name=f"{term}_{number}_weight") for number in range(1, peers + 1)]
 
 
 def load_peers(arguments: PeerArguments, task: Task) -> tuple[list[PreTrainedModel], Tokenizer]:

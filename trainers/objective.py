@@ -226,7 +226,7 @@ def build_objective(student: PreTrainedModel, teacher: nn.Module, arguments: Dis
 
     every: dict[str, Callable[[], Term]] = {
         "soft_target": lambda: _soft_target(student, arguments),
-        "hard_label": HardLabelTerm,
+        "hard_label": lambda: HardLabelTerm(arguments.label_smoothing_factor),
         "hidden_cosine": lambda: _hidden("hidden_cosine", student, teacher, arguments),
         "hidden_mse": lambda: _hidden("hidden_mse", student, teacher, arguments),
         "embedding": lambda: _hidden("embedding", student, teacher, arguments),
@@ -238,6 +238,8 @@ def build_objective(student: PreTrainedModel, teacher: nn.Module, arguments: Dis
     }
     terms = {name: every[name]() for name in weights}
     softened = [*(term.loss for term in terms.values() if isinstance(term, SoftTargetTerm)), *ensemble]
+    if problem_type(student) == REGRESSION and any(each.name == "temperature" for each in arguments.read_schedules):
+        raise InputError("--schedules temperature: a number has no distribution to soften")
     caught = [pair for term in terms.values() for pair in term.vector_pairs]
     return Objective(
         terms,
@@ -422,6 +424,11 @@ def _check_catchable(student: PreTrainedModel, arguments: DistillationArguments)
         raise InputError(
             "--attention_weight and --relation_weight are for models with one stack of layers, and "
             f"{type(student).__name__} has an encoder and a decoder: give them 0"
+        )
+    if arguments.torch_compile:
+        raise InputError(
+            "--torch_compile passes over the hooks by which --attention_weight and --relation_weight catch queries, "
+            "keys and values: give these 0, or do not compile"
         )
     if arguments.gradient_checkpointing and (arguments.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
         raise InputError(

@@ -122,14 +122,18 @@ class SoftTargetTerm(Term):
 
 
 class HardLabelTerm(Term):
-    """The labels, or the masked tokens."""
+    """The labels, or the masked tokens.
+
+    Args:
+        label_smoothing: as `HardLabelLoss` takes it; numbers are not smoothed.
+    """
 
     needs_teacher = False
     needs_logits = True
 
-    def __init__(self) -> None:
+    def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
-        self.loss, self.squared_error = HardLabelLoss(), LogitMSELoss()
+        self.loss, self.squared_error = HardLabelLoss(label_smoothing), LogitMSELoss()
 
     def count(self, batch: Batch) -> Tensor:
         return batch.labels.ne(IGNORED).sum()

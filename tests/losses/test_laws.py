@@ -134,6 +134,19 @@ def test_hard_labels_equal_the_naive_reference(random: torch.Generator) -> None:
     assert HardLabelLoss()(student, labels).item() == pytest.approx(naive_hard_label(student, labels), rel=1e-12)
 
 
+def test_smoothed_labels_equal_the_naive_reference(random: torch.Generator) -> None:
+    """Prevents smoothing that does nothing, or that rows which are left out take part in."""
+    student = torch.randn(6, 5, generator=random, dtype=torch.float64)
+    labels = torch.tensor([0, -100, 4, 2, -100, 1])
+    chances = student.softmax(-1)
+    expected = sum(
+        -math.log(chances[row, c].item()) * (0.7 * (c == int(labels[row])) + 0.3 / 5)
+        for row in (0, 2, 3, 5)
+        for c in range(5)
+    )
+    assert HardLabelLoss(0.3)(student, labels, 8).item() == pytest.approx(expected / 8, rel=1e-12)
+
+
 def test_cosine_equals_the_naive_reference_over_attended_tokens(random: torch.Generator) -> None:
     """Prevents padding, whose states mean nothing, from being distilled."""
     student, teacher = torch.randn(2, 3, 4, 5, generator=random, dtype=torch.float64)

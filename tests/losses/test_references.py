@@ -131,6 +131,9 @@ def test_top_k(logits: tuple[Tensor, Tensor], k: int) -> None:
     result = TopKTargetLoss(2.0)(logits[0], *top_k_distribution(logits[1], k, 2.0))
     assert result.item() == pytest.approx(expected * 4 / 7, rel=1e-11)
     assert result <= SoftTargetLoss(2.0)(*logits) + 1e-12
+    # Its gradient is written by hand, which nothing else would notice.
+    targets = top_k_distribution(logits[1], k, 2.0)
+    assert torch.autograd.gradcheck(lambda student: TopKTargetLoss(2.0)(student, *targets), logits[0].requires_grad_())
 
 
 def test_a_tail_smaller_than_rounding_is_kept() -> None:

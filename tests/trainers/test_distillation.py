@@ -472,6 +472,22 @@ def test_a_step_waits_for_nothing(tmp_path: Path, masked_lm: bool, positions: st
         trainer.compute_loss(trainer.model, batch, num_items_in_batch=items)
 
 
+def test_the_trainer_waits_for_nothing_between_logs(tmp_path: Path) -> None:
+    """Prevents the Trainer from asking in every micro-batch whether the loss is a number, as it does by default."""
+    waits: list[str] = []
+
+    class Waits(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function.overloadpacket is aten._local_scalar_dense:
+                files = [frame.filename for frame in traceback.extract_stack()[:-1]]
+                waits.append(next(file for file in reversed(files) if "/torch/" not in file))
+            return function(*args, **(kwargs or {}))
+
+    with Waits():
+        train(tmp_path, False, max_steps=6, logging_steps=100)
+    assert len([caller for caller in waits if caller.endswith("transformers/trainer.py")]) == 1  # the mean of all steps
+
+
 @pytest.mark.parametrize("masked_lm", [True, False], ids=["masked-lm", "classification"])
 @pytest.mark.parametrize("inside", [0.0, 1.0])
 def test_the_teacher_runs_under_inference_mode(tmp_path: Path, masked_lm: bool, inside: float) -> None:

@@ -41,6 +41,15 @@ def test_accumulated_batches_train_like_one(tmp_path: Path) -> None:
     assert split.state.log_history[0]["loss"] == pytest.approx(whole.state.log_history[0]["loss"], rel=1e-4)
 
 
+def test_labels_are_smoothed(tmp_path: Path) -> None:
+    """Prevents a flag of the Trainer's, which a loss of our own takes the place of, from doing nothing."""
+    trainer = train(tmp_path, label_smoothing_factor=1.0)
+    rows = trainer.train_dataset.with_format("torch")[:]
+    with torch.no_grad():
+        chances = trainer.model.eval()(input_ids=rows["input_ids"]).logits.log_softmax(-1)
+    assert trainer.evaluate(trainer.train_dataset)["eval_loss"] == pytest.approx(-chances.mean().item(), rel=1e-5)
+
+
 def test_a_teacher_is_identified_by_flags_that_exist() -> None:
     """Prevents a renamed flag from no longer telling two teachers apart."""
     assert set(SETTINGS_THAT_TRAIN) <= {field.name for field in dataclasses.fields(FinetuningArguments)}

@@ -107,6 +107,22 @@ def test_against_a_naive_loop(tmp_path: Path, limit: float, accumulated: int) ->
     )
 
 
+def test_weights_and_the_temperature_move(tmp_path: Path) -> None:
+    """Prevents --schedules from being taken and not followed."""
+    flags = {"schedules": ["temperature:4:linear:0.5", "hard_label_weight:0:linear"], "max_steps": 4}
+    trainer = train(tmp_path, three_peers(), **flags)
+    logs = trainer.state.log_history[:4]
+    assert [log["temperature"] for log in logs] == [1.0, 2.5, 4.0, 4.0]
+    assert [log["hard_label_2_weight"] for log in logs] == [1.0, 0.75, 0.5, 0.25]
+    assert logs[1]["loss"] == pytest.approx(
+        sum(logs[1][f"loss_soft_target_{n}"] + 0.75 * logs[1][f"loss_hard_label_{n}"] for n in (1, 2, 3)), rel=1e-4
+    )
+    softer, _ = train(tmp_path, three_peers(), temperature=4.0, max_steps=1).state.log_history
+    fixed, _ = train(tmp_path, three_peers(), max_steps=1).state.log_history
+    assert logs[0]["loss_soft_target_1"] == pytest.approx(fixed["loss_soft_target_1"], rel=1e-6)
+    assert softer["loss_soft_target_1"] != pytest.approx(fixed["loss_soft_target_1"], rel=1e-2)
+
+
 def test_language_models_resume_to_the_bit(tmp_path: Path) -> None:
     """Prevents tied weights that cannot be written to a checkpoint, or are not read from it."""
 

@@ -99,6 +99,9 @@ def test_a_temperature_that_moves_takes_an_ensemble_along(tmp_path: Path) -> Non
 
 NARROW = (bert(2, 12, 2), bert(4, 16, 2))
 ALIKE = (bert(2, 16, 2), bert(4, 16, 2))
+NUMBERS = (bert(1, 16, 2), bert(2, 16, 2))
+for model in NUMBERS:
+    model.config.problem_type = "regression"
 REFUSED: dict[str, tuple[tuple[PreTrainedModel, PreTrainedModel], dict[str, Any], str]] = {
     "hidden sizes that differ": (NARROW, {}, "12 and the teacher's 16.*--hidden_projection.*--hidden_cosine_weight 0"),
     "embeddings that differ": (NARROW, {"embedding_weight": 1.0, "hidden_cosine_weight": 0.0}, "--embedding_weight 0"),
@@ -157,6 +160,10 @@ REFUSED: dict[str, tuple[tuple[PreTrainedModel, PreTrainedModel], dict[str, Any]
     "a schedule that stands": (ALIKE, {"schedules": ["temperature:2:linear"]}, "--temperature is 2 already"),
     "two schedules of one": (ALIKE, {"schedules": 2 * ["temperature:1:linear"]}, "names temperature more than once"),
     "a temperature for none": (ALIKE, {"schedules": ["temperature:1:linear"], "soft_target_loss": "mse"}, "no soft t"),
+    "hooks that are compiled away": (ALIKE, {"relation_weight": 1.0, "torch_compile": True}, "--torch_compile"),
+    "an infinite weight": (ALIKE, {"soft_target_weight": float("inf")}, "inf must not be negative or infinite"),
+    "metrics batch by batch": (ALIKE, {"batch_eval_metrics": True}, "--batch_eval_metrics"),
+    "a temperature for numbers": (NUMBERS, {"schedules": ["temperature:1:linear"]}, "no distribution to soften"),
     "reentrant checkpoints": (
         ALIKE,
         {
