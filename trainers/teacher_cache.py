@@ -49,8 +49,11 @@ class TeacherCache:
                 raise InputError(
                     f"{folder} holds something else than a teacher's answers: give another --teacher_cache"
                 )
-            folder.mkdir(parents=True, exist_ok=True)
-            _publish(folder / RECORD_NAME, lambda file: file.write_text(json.dumps(expected, indent=2) + "\n"))
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                _publish(folder / RECORD_NAME, lambda file: file.write_text(json.dumps(expected, indent=2) + "\n"))
+            except OSError as error:
+                raise InputError(f"--teacher_cache {folder} cannot be written to: {error.strerror}") from error
         elif found != expected:
             other = [name for name in expected | found if found.get(name) != expected.get(name)]
             raise InputError(
@@ -72,6 +75,7 @@ class TeacherCache:
                 stream.write_table(table)
 
         _publish(_shard(self.folder, examples.start), write)
+        _open.cache_clear()
 
     def read(self, examples: Sequence[int]) -> dict[str, Tensor]:
         """The answers to the examples, one after the other: (positions, width) each."""
@@ -122,7 +126,15 @@ def _shard(folder: Path, example: int) -> Path:
 def _missing(folder: Path, examples: int) -> list[range]:
     starts = range(0, examples, EXAMPLES_PER_SHARD)
     shards = [range(start, min(start + EXAMPLES_PER_SHARD, examples)) for start in starts]
-    return [shard for shard in shards if not _shard(folder, shard.start).is_file()]
+    return [shard for shard in shards if not _is_whole(_shard(folder, shard.start), len(shard))]
+
+
+def _is_whole(file: Path, examples: int) -> bool:
+    """Whether a shard can be read, and answers as many examples as it should."""
+    try:
+        return file.is_file() and all(len(starts) == examples + 1 for starts, _ in _open(file).values())
+    except (OSError, pa.ArrowException, AttributeError, IndexError):
+        return False  # another file in its place: it is made anew
 
 
 @lru_cache(maxsize=256)  # each holds a file open
@@ -153,4 +165,7 @@ def _publish(file: Path, write: Callable[[Path], Any]) -> None:
 
 def _read_record(folder: Path) -> dict[str, Any] | None:
     file = folder / RECORD_NAME
-    return json.loads(file.read_text()) if file.is_file() else None
+    try:
+        return json.loads(file.read_text()) if file.is_file() else None
+    except ValueError as error:
+        raise InputError(f"{file} is not JSON: give another --teacher_cache, or remove the folder") from error

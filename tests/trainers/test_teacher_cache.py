@@ -190,6 +190,23 @@ def test_a_build_that_was_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
     assert asked == []
 
 
+@pytest.mark.parametrize("spoiled", [b"", b"no table", None], ids=["empty", "junk", "of other examples"])
+def test_a_spoiled_shard_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoiled: bytes | None
+) -> None:
+    """Prevents a full disk of one run from ending the next in its first step, and answers to other examples."""
+    monkeypatch.setattr(teacher_cache, "EXAMPLES_PER_SHARD", 8)
+    cache = tmp_path / "cache"
+    whole = trainer(tmp_path, "classification", teacher_cache=str(cache))
+    last = (cache / "00004.arrow").read_bytes()
+    whole.train()
+    (cache / "00001.arrow").write_bytes(last if spoiled is None else spoiled)
+    teacher_cache._open.cache_clear()  # as in another process
+    again = trainer(tmp_path, "classification", teacher_cache=str(cache))
+    again.train()
+    assert all(torch.equal(one, other) for one, other in zip(weights(again), weights(whole), strict=True))
+
+
 def test_another_question_is_refused(tmp_path: Path) -> None:
     """Prevents a student from learning what another teacher said, or the same one of other data."""
     cache = {"teacher_cache": str(tmp_path / "cache"), "teacher_cache_top_k": 40}
@@ -213,6 +230,11 @@ def test_another_question_is_refused(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in (tmp_path / "cache").iterdir()} == before
     with pytest.raises(InputError, match="holds something else"):
         trainer(tmp_path, "causal LM", teacher_cache=str(tmp_path / "teacher"))
+    (tmp_path / "cache" / teacher_cache.RECORD_NAME).write_text("{")
+    with pytest.raises(InputError, match="is not JSON: give another --teacher_cache"):
+        trainer(tmp_path, "causal LM", **cache)
+    with pytest.raises(InputError, match="/proc/cache cannot be written to"):
+        trainer(tmp_path, "causal LM", teacher_cache="/proc/cache")
 
 
 def test_what_a_cache_cannot_hold_is_refused(tmp_path: Path) -> None:
