@@ -201,6 +201,8 @@ class DistillationArguments(PredictionArguments):
         for name in ("teacher_cache_top_k", "relation_heads"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(f"--{name} {value} must be at least 1")
+        if self.relation_heads is not None and "relation" not in self.wanted_terms:
+            raise InputError(f"--relation_heads {self.relation_heads}: --relation_weight is 0, and nothing is related")
         if self.teacher_cache is not None:
             self._check_cacheable()
         chosen = self.chosen_relations

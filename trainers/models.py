@@ -110,6 +110,10 @@ class TeacherStudentArguments:
             raise InputError("give a teacher: --teacher_name_or_path, or --teacher_config for one from scratch")
         if self.teacher_config is not None and not self.finetune_teacher:
             raise InputError("a teacher from --teacher_config knows nothing yet: add --finetune_teacher")
+        of_its_training = ("teacher_output_dir", "teacher_num_train_epochs", "teacher_learning_rate")
+        unread = [name for name in of_its_training if getattr(self, name) is not None and not self.finetune_teacher]
+        if unread:
+            raise InputError(f"--{unread[0]} is for a teacher that is trained first: add --finetune_teacher")
         self._check_ensemble()
         ways = {
             "--student_layers, --student_decoder_layers or --student_architecture": self.student_layers

@@ -45,6 +45,10 @@ SPOILED = {
     "two students": ({"--student_name_or_path": "x"}, r"give the student in one way"),
     "a temperature of 0": ({"--temperature": "0"}, r"--temperature 0\.0 must be above 0"),
     "a negative weight": ({"--soft_target_weight": "-1"}, r"--soft_target_weight -1\.0 must not be negative"),
+    "training of a trained teacher": (
+        {"--teacher_learning_rate": "1e-3"},
+        r"--teacher_learning_rate is for a teacher that is trained first: add --finetune_teacher",
+    ),
     "too long for the model": ({"--max_seq_length": "512"}, r"--max_seq_length 512 is more than the 64 positions"),
     "a word for a number": ({"--num_train_epochs": "many"}, r"num_train_epochs.*'many'"),
     "an unknown task": ({"--task": "translation"}, r"--task.*'translation'"),

@@ -122,6 +122,7 @@ REFUSED: dict[str, tuple[tuple[PreTrainedModel, PreTrainedModel], dict[str, Any]
     "a relation that there is not": (ALIKE, {"relations": "query,words"}, "no 'words'; there are attention, query"),
     "a relation twice": (ALIKE, {"relations": "key,key"}, "more than once"),
     "no heads": (ALIKE, {"relation_heads": 0}, "--relation_heads 0 must be at least 1"),
+    "heads of nothing": (ALIKE, {"relation_heads": 2}, "--relation_weight is 0, and nothing is related"),
     "other heads": (
         (bert(2, 16, 4), bert(4, 16, 2)),
         {"attention_weight": 1.0},
