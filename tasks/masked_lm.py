@@ -3,7 +3,6 @@
 from itertools import islice
 from typing import Any
 
-import torch
 from transformers import AutoModelForMaskedLM
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -15,7 +14,7 @@ STREAMED_BLOCKS_COUNTED = 20_000
 
 
 class MaskedLanguageModelling(PackedTexts):
-    """Masked words are predicted from the words on either side. The seed draws the masks of the evaluation data."""
+    """Masked words are predicted from the words on either side. The seed draws the masks."""
 
     auto_model_class = AutoModelForMaskedLM
 
@@ -37,17 +36,16 @@ class MaskedLanguageModelling(PackedTexts):
 
         for split, packed in blocks.items():
             if split != "train" or self.arguments.static_masking:
-                # Each split begins anew: it does not depend on the others, nor on which of them is found in a cache.
-                masking.generator = torch.Generator().manual_seed(self.seed)
                 blocks[split] = packed.map(mask, desc=f"Masking {split}")
         return blocks
 
     def collator(self, tokenizer: Tokenizer, encoded: dict[str, Any]) -> FrequencySmoothedMasking:
-        """Masks anew each time a block is seen; rare tokens by their frequency in the encoded training data."""
+        """Masks anew in every epoch; rare tokens by their frequency in the encoded training data."""
         counted = (row["input_ids"] for row in islice(encoded["train"], STREAMED_BLOCKS_COUNTED))
         return FrequencySmoothedMasking(
             tokenizer,
             count_tokens(counted, len(tokenizer)),
             self.arguments.mlm_probability,
             self.arguments.mask_frequency_exponent,
+            self.seed,
         )

@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import torch
 from torch import nn
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from prunelle.compression.record import fingerprint, read_record, write_record
@@ -94,6 +94,7 @@ def trainer_data(
         "train_dataset": train if unlabeled is None else datasets.concatenate_datasets([train, unlabeled]),
         "eval_dataset": encoded["validation"],
         "data_collator": OtherTokensCollator(collator, tokenizer, others) if others else collator,
+        "callbacks": [collator] if isinstance(collator, TrainerCallback) else [],
         "processing_class": tokenizer,
         "preprocess_logits_for_metrics": predicted,
         "compute_metrics": compute_metrics,
