@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from prunelle.compression import from_pretrained
 from prunelle.errors import InputError, load_checkpoint_with
 from prunelle.export.runner import OnnxRunner, Runner, TorchRunner
 from prunelle.export.weights import Weights, onnx_weights, read_onnx, torch_weights
+from prunelle.tasks.pretrained_tokenizer import load_tokenizer
 
 # torch.jit.trace and torch.ao.quantization.quantize_dynamic are deprecated, so TorchScript and PyTorch's int8 are not
 # among them.
@@ -61,7 +62,7 @@ class Candidate:
         home = Path(self.home)
         if home.is_dir() and not any((home / name).is_file() for name in TOKENIZER_FILES):
             return None
-        return load_checkpoint_with(AutoTokenizer.from_pretrained, self.home)
+        return load_tokenizer(self.home)
 
     def load(self, auto_class: Any) -> Runner:
         """The model, ready to run on the CPU.

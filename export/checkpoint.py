@@ -12,7 +12,6 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    AutoTokenizer,
     PreTrainedModel,
 )
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -20,6 +19,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from prunelle.compression import from_pretrained
 from prunelle.compression.quantization import QuantizationPlan, read_plan
 from prunelle.errors import InputError, load_checkpoint_with
+from prunelle.tasks.pretrained_tokenizer import load_tokenizer, pad_alike
 
 # How names of architectures end, what loads them, and the task that can compare their predictions.
 HEADS: dict[str, tuple[Any, str]] = {
@@ -97,4 +97,6 @@ def load_checkpoint(name: str) -> Checkpoint:
     model, loading = from_pretrained(name, auto_class, config=config, output_loading_info=True)
     if missing := sorted(loading["missing_keys"]):
         raise InputError(f"{name} is not all of {architecture}: {len(missing)} weights are missing, as {missing[0]}")
-    return Checkpoint(name, model.eval(), load_checkpoint_with(AutoTokenizer.from_pretrained, name), task)
+    tokenizer = load_tokenizer(name)
+    pad_alike(model, tokenizer)
+    return Checkpoint(name, model.eval(), tokenizer, task)

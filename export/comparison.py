@@ -26,6 +26,7 @@ from prunelle.export.report import ModelReport, Report
 from prunelle.export.runner import Batch, Logits, Runner, TorchRunner
 from prunelle.export.weights import Weights
 from prunelle.tasks import TASKS, Classification, DataArguments, QuestionAnswering, ReadsLogits, Task, TextTask
+from prunelle.tasks.pretrained_tokenizer import pad_alike
 
 logger = logging.getLogger(__name__)
 
@@ -356,6 +357,7 @@ def _prepare(candidates: Sequence[Candidate], task: Task, longest: int) -> list[
         runner = candidate.load(task.auto_model_class)
         positions = getattr(its_config, "max_position_embeddings", None)
         if isinstance(runner, TorchRunner):
+            pad_alike(runner.model, its_tokenizer)
             positions = maximum_length(runner.model)
         length = min(its_tokenizer.model_max_length, positions or longest)
         if length < longest:

@@ -15,6 +15,7 @@ from prunelle.errors import InputError
 from prunelle.tasks import loading, metrics
 from prunelle.tasks.arguments import DataArguments
 from prunelle.tasks.loading import find_column, load_splits, where
+from prunelle.tasks.pretrained_tokenizer import check_padding
 from prunelle.tasks.reading import Predictions, ReadsLogits
 
 CONTEXT_NAMES = ("context", "passage", "text")
@@ -86,13 +87,15 @@ class QuestionAnswering(ReadsLogits):
         tokens in the context, (0, 0) for those of the question.
 
         Raises:
-            InputError: The tokenizer cannot say where its tokens stand, or a question leaves no room for the context.
+            InputError: The tokenizer cannot say where its tokens stand, or has nothing to pad with; or a question
+                leaves no room for the context.
         """
         if not tokenizer.is_fast:
             raise InputError(
                 f"the tokenizer {tokenizer.name_or_path} does not say where in the text a token stands: "
                 "--task question-answering needs a fast one"
             )
+        check_padding(tokenizer)
         return {split: self._encode_split(split, rows, tokenizer) for split, rows in self.splits.items()}
 
     def collator(self, tokenizer: Tokenizer, encoded: dict[str, datasets.Dataset]) -> Any:

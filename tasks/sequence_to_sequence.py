@@ -16,6 +16,7 @@ from prunelle.tasks import loading, metrics
 from prunelle.tasks.arguments import DataArguments
 from prunelle.tasks.loading import check_texts, find_column, load_splits, where
 from prunelle.tasks.metrics import IGNORED
+from prunelle.tasks.pretrained_tokenizer import check_padding
 
 TEXT_NAMES = ("text", "source", "input", "document", "article", "sentence", "content", "body")
 TARGET_NAMES = ("target", "summary", "output", "highlights", "translation", "label")
@@ -100,6 +101,7 @@ class SequenceToSequence:
         Beside `input_ids`, `attention_mask` and `labels` (-100 where padded) it gives `decoder_input_ids`, the labels
         moved on by one behind the token that the decoder starts from, and their `decoder_attention_mask`.
         """
+        check_padding(tokenizer)
         assert self.start is not None  # a model was loaded or made before
         start, padding = self.start, tokenizer.pad_token_id
 

@@ -8,6 +8,8 @@ import torch
 from transformers import DataCollatorWithPadding
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from prunelle.tasks.pretrained_tokenizer import check_padding
+
 # How the names of columns begin that are not the student's.
 TEACHER = "teacher_"
 # Where tokens are classified: for each of the student's that has a label, the place of the teacher's.
@@ -46,6 +48,7 @@ class OtherTokensCollator:
         self.collator, self.side = collator, tokenizer.padding_side
         self.others: dict[str, DataCollatorWithPadding] = {}
         for prefix, other in others.items():
+            check_padding(other)
             other = copy.deepcopy(other)
             other.padding_side = "right"  # places are counted from the first token
             self.others[prefix] = DataCollatorWithPadding(other)

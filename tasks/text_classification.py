@@ -17,6 +17,7 @@ from prunelle.tasks.choices import SINGLE_LABEL
 from prunelle.tasks.classes import Classification, check_known, class_values
 from prunelle.tasks.loading import check_texts, find_column, load_splits, where
 from prunelle.tasks.metrics import IGNORED
+from prunelle.tasks.pretrained_tokenizer import check_padding
 from prunelle.tasks.several_tokenizers import AnyTokens
 
 logger = logging.getLogger(__name__)
@@ -104,6 +105,7 @@ class TextTask(AnyTokens):
 
     def collator(self, tokenizer: Tokenizer, encoded: dict[str, datasets.Dataset]) -> Any:
         """Pads each batch to its longest text."""
+        check_padding(tokenizer)
         return DataCollatorWithPadding(tokenizer)
 
 

@@ -16,6 +16,7 @@ from prunelle.tasks.arguments import DataArguments
 from prunelle.tasks.classes import Classification, check_known, class_values
 from prunelle.tasks.loading import find_column, load_splits, where
 from prunelle.tasks.metrics import IGNORED
+from prunelle.tasks.pretrained_tokenizer import check_padding
 from prunelle.tasks.several_tokenizers import PLACES, AnyTokens
 
 logger = logging.getLogger(__name__)
@@ -88,6 +89,7 @@ class TokenClassification(Classification, AnyTokens):
 
     def collator(self, tokenizer: Tokenizer, encoded: dict[str, datasets.Dataset]) -> Any:
         """Pads each batch to its longest example, the labels too."""
+        check_padding(tokenizer)
         return DataCollatorForTokenClassification(tokenizer)
 
     def compute_metrics(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:

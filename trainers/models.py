@@ -16,7 +16,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -25,6 +24,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from prunelle.compression import distilbert_from_bert, from_pretrained, student_from_layers
 from prunelle.errors import InputError, load_checkpoint_with
 from prunelle.tasks import DataArguments, Task, problem_type
+from prunelle.tasks.pretrained_tokenizer import load_tokenizer, pad_alike
 from prunelle.tasks.tokenizer import train_causal_tokenizer, train_sequence_tokenizer, train_tokenizer
 from prunelle.trainers.ensemble import members, readers_of_the_same
 
@@ -199,10 +199,10 @@ def load_model(
             no memory.
 
     Raises:
-        InputError: There is no such checkpoint, or its trained head knows other labels.
+        InputError: There is no such checkpoint, its trained head knows other labels, or its tokenizer cannot be used.
     """
     config = load_checkpoint_with(AutoConfig.from_pretrained, name_or_path)
-    tokenizer = load_checkpoint_with(AutoTokenizer.from_pretrained, tokenizer_name_or_path or name_or_path)
+    tokenizer = load_tokenizer(tokenizer_name_or_path or name_or_path)
     if weights:
         model, loading = from_pretrained(name_or_path, task.auto_model_class, config=config, output_loading_info=True)
         is_trained = all(key.startswith(f"{model.base_model_prefix}.") for key in loading["missing_keys"])
@@ -214,6 +214,7 @@ def load_model(
     elif not is_trained:
         task.configure(config)
         model = from_pretrained(name_or_path, task.auto_model_class, config=config)
+    pad_alike(model, tokenizer)
     return LoadedModel(model, tokenizer, is_trained)
 
 
@@ -228,7 +229,7 @@ def fresh_model(source: str, task: Task, tokenizer_name_or_path: str | None = No
     """
     config = _read_config(source)
     if tokenizer_name_or_path is not None:
-        tokenizer = load_checkpoint_with(AutoTokenizer.from_pretrained, tokenizer_name_or_path)
+        tokenizer = load_tokenizer(tokenizer_name_or_path)
     else:
         train = TOKENIZER_TRAINERS.get(task.auto_model_class, train_tokenizer)
         tokenizer = train(task.texts(), config.vocab_size)
@@ -266,7 +267,7 @@ def student_tokenizer(arguments: TeacherStudentArguments, tokenizer: Tokenizer) 
     name = arguments.student_tokenizer_name_or_path or arguments.student_name_or_path
     if name is None:
         return tokenizer
-    own = load_checkpoint_with(AutoTokenizer.from_pretrained, name)
+    own = load_tokenizer(name)
     return tokenizer if own.get_vocab() == tokenizer.get_vocab() else own
 
 
