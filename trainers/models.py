@@ -179,7 +179,8 @@ def load_or_start(
 ) -> LoadedModel:
     """The checkpoint that is named, else a model from scratch of the configuration; see the two below."""
     if name_or_path is not None:
-        return load_model(name_or_path, task, tokenizer_name_or_path, weights=weights)
+        flag = "tokenizer_name_or_path"
+        return load_model(name_or_path, task, tokenizer_name_or_path, weights=weights, tokenizer_flag=flag)
     assert config is not None
     return fresh_model(config, task, tokenizer_name_or_path)
 
@@ -190,6 +191,7 @@ def load_model(
     tokenizer_name_or_path: str | None = None,
     adopt: bool = True,
     weights: bool = True,
+    tokenizer_flag: str | None = None,
 ) -> LoadedModel:
     """Load a checkpoint for a task. A head that the checkpoint lacks is made new, for the task's labels.
 
@@ -197,12 +199,13 @@ def load_model(
         adopt: whether the task takes over the classes of a trained head. It can follow one model alone.
         weights: without them the model, which must have a trained head, is on the meta device: a shape that holds
             no memory.
+        tokenizer_flag: by which another tokenizer would be given.
 
     Raises:
         InputError: There is no such checkpoint, its trained head knows other labels, or its tokenizer cannot be used.
     """
     config = load_checkpoint_with(AutoConfig.from_pretrained, name_or_path)
-    tokenizer = load_tokenizer(tokenizer_name_or_path or name_or_path)
+    tokenizer = load_tokenizer(tokenizer_name_or_path or name_or_path, tokenizer_flag)
     if weights:
         model, loading = from_pretrained(name_or_path, task.auto_model_class, config=config, output_loading_info=True)
         is_trained = all(key.startswith(f"{model.base_model_prefix}.") for key in loading["missing_keys"])
@@ -229,7 +232,7 @@ def fresh_model(source: str, task: Task, tokenizer_name_or_path: str | None = No
     """
     config = _read_config(source)
     if tokenizer_name_or_path is not None:
-        tokenizer = load_tokenizer(tokenizer_name_or_path)
+        tokenizer = load_tokenizer(tokenizer_name_or_path, "tokenizer_name_or_path")
     else:
         train = TOKENIZER_TRAINERS.get(task.auto_model_class, train_tokenizer)
         tokenizer = train(task.texts(), config.vocab_size)
@@ -267,7 +270,7 @@ def student_tokenizer(arguments: TeacherStudentArguments, tokenizer: Tokenizer) 
     name = arguments.student_tokenizer_name_or_path or arguments.student_name_or_path
     if name is None:
         return tokenizer
-    own = load_tokenizer(name)
+    own = load_tokenizer(name, "student_tokenizer_name_or_path")
     return tokenizer if own.get_vocab() == tokenizer.get_vocab() else own
 
 

@@ -1,10 +1,17 @@
-"""Tokenizers that come with checkpoints: what they pad with."""
+"""Tokenizers that come with checkpoints: which can be used, and what they pad with."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
+from transformers import (
+    AutoModelForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
 
 from prunelle.cli import main
 from prunelle.export import load_checkpoint
@@ -86,3 +93,33 @@ def test_a_padding_token_of_its_own_stays(gpt2: str, tokenizer: PreTrainedTokeni
     tokenizer.pad_token = "a"
     tokenizer.save_pretrained(gpt2)
     assert load_tokenizer(gpt2).pad_token == "a"
+
+
+@pytest.mark.parametrize("command", ["distill", "export", "compare"])
+def test_a_folder_without_a_tokenizer_is_refused(
+    command: str, teacher: str, reviews: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prevents every word from being read as unknown, by the tokenizer that is made up where there is none."""
+    bare = str(tmp_path / "bare")
+    AutoModelForSequenceClassification.from_pretrained(teacher).save_pretrained(bare)
+    words = {
+        "distill": ["--teacher_name_or_path", bare, "--student_layers", "0"],
+        "export": ["--model_name_or_path", bare],
+        "compare": ["--reference", bare, "--candidates", teacher, "--latency_seconds", "0"],
+    }[command]
+    words += [*(word for pair in reviews.items() for word in pair), "--max_seq_length", "24"]
+    assert main([command, *words, "--output_dir", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert re.search(r"error: .*no tokenizer", error)
+    assert ("--tokenizer_name_or_path" in error) == (command == "distill")
+
+
+def test_a_tokenizer_that_is_named_takes_the_place_of_one_that_is_missing(
+    teacher: str, reviews: dict[str, str], tmp_path: Path
+) -> None:
+    """Prevents the remedy that the message names from being refused alike."""
+    bare = str(tmp_path / "bare")
+    AutoModelForSequenceClassification.from_pretrained(teacher).save_pretrained(bare)
+    names = {flag.removeprefix("--"): file for flag, file in reviews.items()}
+    loaded = load_model(bare, TASKS["text-classification"](DataArguments(**names), 0), teacher)
+    assert loaded.tokenizer.get_vocab() == load_tokenizer(teacher).get_vocab()
