@@ -14,6 +14,7 @@ from prunelle.compression import from_pretrained
 from prunelle.errors import InputError, load_checkpoint_with
 from prunelle.export.runner import OnnxRunner, Runner, TorchRunner
 from prunelle.export.weights import Weights, onnx_weights, read_onnx, torch_weights
+from prunelle.tasks.causal_lm import check_causal
 from prunelle.tasks.pretrained_tokenizer import load_tokenizer
 
 # torch.jit.trace and torch.ao.quantization.quantize_dynamic are deprecated, so TorchScript and PyTorch's int8 are not
@@ -71,7 +72,8 @@ class Candidate:
             auto_class: `AutoModelFor…` of the task, which a checkpoint is loaded by.
 
         Raises:
-            InputError: It cannot be loaded, or a part of it would be random: a checkpoint without trained head.
+            InputError: It cannot be loaded, or a part of it would be random: a checkpoint without trained head. Or it
+                sees the words that it would have to predict.
         """
         if self.format == "onnx":
             return OnnxRunner(self.path, self.name, parameters=0)
@@ -83,6 +85,7 @@ class Candidate:
                 f"{self.path} holds no trained {auto_class.__name__.removeprefix('AutoModel')}: it lacks "
                 f"{', '.join(missing[:2])}{' and more' if len(missing) > 2 else ''}"
             )
+        check_causal(model, auto_class, self.path)
         return TorchRunner(model.eval(), self.name, format=self.format, compiled=self.format == "torch-compile")
 
     def weigh(self, runner: Runner) -> Weights:

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from prunelle.compression import from_pretrained
 from prunelle.compression.quantization import QuantizationPlan, read_plan
 from prunelle.errors import InputError, load_checkpoint_with
+from prunelle.tasks.causal_lm import check_causal
 from prunelle.tasks.pretrained_tokenizer import load_tokenizer, pad_alike
 
 # How names of architectures end, what loads them, and the task that can compare their predictions.
@@ -86,7 +87,7 @@ def load_checkpoint(name: str) -> Checkpoint:
 
     Raises:
         InputError: there is no such checkpoint, it cannot be loaded, its head is of a kind that cannot be
-            exported, or weights are missing, which would be drawn at random.
+            exported, or weights are missing, which would be drawn at random. Or it sees what it would have to predict.
     """
     config = load_checkpoint_with(AutoConfig.from_pretrained, name)
     (architecture, *_) = config.architectures or ("a model without a head",)
@@ -97,6 +98,7 @@ def load_checkpoint(name: str) -> Checkpoint:
     model, loading = from_pretrained(name, auto_class, config=config, output_loading_info=True)
     if missing := sorted(loading["missing_keys"]):
         raise InputError(f"{name} is not all of {architecture}: {len(missing)} weights are missing, as {missing[0]}")
+    check_causal(model, auto_class, name)
     tokenizer = load_tokenizer(name)
     pad_alike(model, tokenizer)
     return Checkpoint(name, model.eval(), tokenizer, task)

@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from prunelle.compression import distilbert_from_bert, from_pretrained, student_from_layers
 from prunelle.errors import InputError, load_checkpoint_with
 from prunelle.tasks import DataArguments, Task, problem_type
+from prunelle.tasks.causal_lm import check_causal
 from prunelle.tasks.pretrained_tokenizer import load_tokenizer, pad_alike
 from prunelle.tasks.tokenizer import train_causal_tokenizer, train_sequence_tokenizer, train_tokenizer
 from prunelle.trainers.ensemble import members, readers_of_the_same
@@ -202,7 +203,8 @@ def load_model(
         tokenizer_flag: by which another tokenizer would be given.
 
     Raises:
-        InputError: There is no such checkpoint, its trained head knows other labels, or its tokenizer cannot be used.
+        InputError: There is no such checkpoint, its trained head knows other labels, its tokenizer cannot be used, or
+            it sees what it would have to predict.
     """
     config = load_checkpoint_with(AutoConfig.from_pretrained, name_or_path)
     tokenizer = load_tokenizer(tokenizer_name_or_path or name_or_path, tokenizer_flag)
@@ -217,6 +219,8 @@ def load_model(
     elif not is_trained:
         task.configure(config)
         model = from_pretrained(name_or_path, task.auto_model_class, config=config)
+    if weights:
+        check_causal(model, task.auto_model_class, name_or_path)
     pad_alike(model, tokenizer)
     return LoadedModel(model, tokenizer, is_trained)
 
@@ -228,7 +232,8 @@ def fresh_model(source: str, task: Task, tokenizer_name_or_path: str | None = No
         source: A `config.json`, its folder, a hub model, or the configuration itself as JSON.
 
     Raises:
-        InputError: The configuration cannot be read, or there is no such tokenizer.
+        InputError: The configuration cannot be read or is no causal model's where one is asked for, or there is no such
+            tokenizer.
     """
     config = _read_config(source)
     if tokenizer_name_or_path is not None:
@@ -240,7 +245,7 @@ def fresh_model(source: str, task: Task, tokenizer_name_or_path: str | None = No
             tokenizer.model_max_length = positions
     _fit_to_tokenizer(config, tokenizer)
     task.configure(config)
-    return LoadedModel(task.auto_model_class.from_config(config), tokenizer, is_trained=False)
+    return LoadedModel(_from_config(config, task), tokenizer, is_trained=False)
 
 
 def build_student(
@@ -306,7 +311,7 @@ def companion(
             settings.vocab_size = others[0].config.vocab_size if others else len(tokenizer)
         _fit_to_tokenizer(settings, tokenizer)
         task.configure(settings)
-        model = task.auto_model_class.from_config(settings)
+        model = _from_config(settings, task)
     trim_vocabularies(tokenizer, model, *others)
     return model
 
@@ -410,6 +415,12 @@ def _read_config(source: str) -> PreTrainedConfig:
     if unknown:
         raise InputError(f"the configuration {source} sets {', '.join(unknown)}, which {model_type} does not know")
     return config
+
+
+def _from_config(config: PreTrainedConfig, task: Task) -> PreTrainedModel:
+    model = task.auto_model_class.from_config(config)
+    check_causal(model, task.auto_model_class, f"a {config.model_type} from scratch")
+    return model
 
 
 def _fit_to_tokenizer(config: PreTrainedConfig, tokenizer: Tokenizer) -> None:

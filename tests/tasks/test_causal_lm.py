@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from prunelle.cli import main
 from prunelle.tasks import TASKS, DataArguments, Task
@@ -21,6 +28,11 @@ LINES = [f"Line {number} of a Text that counts on to {number + 1}." for number i
 GPT2: dict[str, Any] = {
     "vocab_size": 300, "n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 24,
     "bos_token_id": 0, "eos_token_id": 0, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+}  # fmt: skip
+
+BERT: dict[str, Any] = {
+    "model_type": "bert", "vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "intermediate_size": 24, "max_position_embeddings": 32,
 }  # fmt: skip
 
 
@@ -116,3 +128,35 @@ def test_the_road_from_text_to_a_verified_file(text: str, tmp_path: Path) -> Non
     assert model.config.num_hidden_layers == 1
     prompt = tokenizer("Line 5", return_tensors="pt")
     assert model.generate(**prompt, max_new_tokens=3, min_new_tokens=3).shape[1] == prompt["input_ids"].shape[1] + 3
+
+
+def refused(words: list[str], text: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> bool:
+    """Whether a run is refused because the model sees what it would have to predict."""
+    data = ["--task", "causal-lm", "--train_file", text, "--validation_file", text, "--max_seq_length", "24"]
+    data += ["--max_steps", "1", "--save_strategy", "no", "--disable_tqdm", "true"]
+    code, error = main([*words, *data, "--output_dir", str(folder / "run")]), capsys.readouterr().err
+    return code == 2 and "sees the words that it would have to predict" in error
+
+
+def test_models_that_see_what_they_would_predict_are_refused(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prevents an encoder from reading off its labels, as a model to fine-tune, teacher, student or peer."""
+    tokenizer = train_causal_tokenizer(LINES, 300)
+    models = {"bert": BertForMaskedLM(BertConfig(**BERT)), "gpt2": GPT2LMHeadModel(GPT2Config(**GPT2))}
+    for name, model in models.items():
+        model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    bert, causal = str(tmp_path / "bert"), str(tmp_path / "gpt2")
+    from_scratch = json.dumps(BERT)
+    for words in (
+        ["finetune", "--model_config", from_scratch],
+        ["distill", "--teacher_name_or_path", bert, "--student_layers", "0"],
+        ["distill", "--teacher_name_or_path", causal, "--student_name_or_path", bert],
+        ["distill", "--teacher_name_or_path", causal, "--student_config", from_scratch],
+        ["mutual", "--peer_name_or_path", causal, bert],
+    ):
+        assert refused(words, text, tmp_path, capsys), words
+    decoder = json.dumps(BERT | {"is_decoder": True})
+    assert not refused(["finetune", "--model_config", decoder], text, tmp_path, capsys)
+    assert (tmp_path / "run" / "model.safetensors").exists()
