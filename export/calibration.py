@@ -27,12 +27,18 @@ Range = tuple[float, float]
 
 
 def calibration_batches(
-    texts: Iterable[str], tokenizer: Any, *, samples: int, length: int, masked: float = 0.0, seed: int = 42
+    texts: Iterable[str | tuple[str, ...]],
+    tokenizer: Any,
+    *,
+    samples: int,
+    length: int,
+    masked: float = 0.0,
+    seed: int = 42,
 ) -> list[Batch]:
     """A sample of the texts as batches of one, so that no padding passes for something that the model reads.
 
     Args:
-        texts: drawn from at random, since files are often sorted by label.
+        texts: or pairs that are read together; drawn from at random, since files are often sorted by label.
         tokenizer: the model's.
         samples: how many to draw.
         length: tokens that longer texts are cut to.
@@ -43,12 +49,13 @@ def calibration_batches(
         InputError: there is no text.
     """
     draw = random.Random(seed)
-    pool = [text for text in islice(texts, POOL) if isinstance(text, str) and text.strip()]
+    read = (text if isinstance(text, tuple) else (text,) for text in islice(texts, POOL))
+    pool = [texts for texts in read if all(isinstance(text, str) and text.strip() for text in texts)]
     if not pool:
         raise InputError("there is no text to calibrate on")
     batches: list[Batch] = []
-    for text in draw.sample(pool, min(samples, len(pool))):
-        encoded = tokenizer(text, truncation=True, max_length=length, return_special_tokens_mask=True)
+    for each in draw.sample(pool, min(samples, len(pool))):
+        encoded = tokenizer(*each, truncation=True, max_length=length, return_special_tokens_mask=True)
         words = [
             tokenizer.mask_token_id if not special and draw.random() < masked else word
             for word, special in zip(encoded["input_ids"], encoded.pop("special_tokens_mask"), strict=True)

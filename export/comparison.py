@@ -378,7 +378,7 @@ class _Examples:
         rows = task.splits[self.split]
         self.texts: Sequence[str] | None = None
         if isinstance(task, TextTask):
-            self.texts = rows["text"]
+            self.texts = [" | ".join(texts) for texts in task.readings(self.split)]
         elif isinstance(task, QuestionAnswering):
             self.texts = [f"{row['question']} {row['context']}" for row in rows]
         self.class_names = task.class_names if isinstance(task, Classification) else None

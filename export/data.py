@@ -14,9 +14,9 @@ from prunelle.export.checkpoint import Checkpoint
 from prunelle.export.evaluation import Reader
 from prunelle.export.inference import maximum_length
 from prunelle.export.runner import Batch
-from prunelle.tasks import TASKS, ReadsLogits, Task, problem_type
-from prunelle.tasks.loading import find_column, read_file
-from prunelle.tasks.text_classification import TEXT_NAMES
+from prunelle.tasks import TASKS, ReadsLogits, Task, TextTask, problem_type
+from prunelle.tasks.loading import read_file
+from prunelle.tasks.text_classification import text_columns
 
 
 def task_of(checkpoint: Checkpoint, data: ExportDataArguments, seed: int) -> Task | None:
@@ -60,15 +60,15 @@ def calibration_of(
     Raises:
         InputError: there is neither; data to evaluate on is not taken, since it would praise the result.
     """
-    texts: Iterable[str]
+    texts: Iterable[str | tuple[str, ...]]
     if "int8-static" not in arguments.variants:
         return ()
     if arguments.calibration_file is not None:
         rows = read_file(Path(arguments.calibration_file))
-        column = find_column(rows, data.text_column_name, TEXT_NAMES, "text_column_name", arguments.calibration_file)
-        texts = rows[column]
+        columns = text_columns(rows, data, arguments.calibration_file)
+        texts = zip(*(rows[column] for column in columns.values()), strict=True)
     elif task is not None and data.has_training_data:
-        texts = task.texts()
+        texts = task.readings("train") if isinstance(task, TextTask) else task.texts()
     else:
         raise InputError("int8-static has no data to calibrate on: give --calibration_file or --train_file")
     _check_length(checkpoint, data)

@@ -1,4 +1,4 @@
-"""A number a text, such as a rating or how alike two sentences are."""
+"""A number a text, such as a rating, or a number a pair of texts, such as how alike they are."""
 
 import math
 from typing import Any

@@ -24,18 +24,35 @@ logger = logging.getLogger(__name__)
 
 TEXT_NAMES = ("text", "sentence", "content", "review", "document", "body")
 LABEL_NAMES = ("label", "labels", "class", "category", "target", "sentiment", "intent")
+# The columns of texts, in the order in which they are read.
+READ = ("text", "text_pair")
+
+
+def text_columns(rows: datasets.Dataset, arguments: DataArguments, place: str) -> dict[str, str]:
+    """Which columns hold the texts: one, or two that are read together.
+
+    Raises:
+        InputError: There is no such column, or one is given twice.
+    """
+    text = find_column(rows, arguments.text_column_name, TEXT_NAMES, "text_column_name", place)
+    if (given := arguments.text_pair_column) is None:
+        return {"text": text}
+    pair = find_column(rows, given, (), "text_pair_column", place)
+    if pair == text:
+        raise InputError(f"column {text!r} cannot be both texts of a pair: give --text_column_name")
+    return {"text": text, "text_pair": pair}
 
 
 class TextTask(AnyTokens):
-    """Texts, each with what is to be predicted of it, columns found and checked; see `tasks.Task` for the verbs.
+    """Texts or pairs of texts, each with what is to be predicted of it, checked; see `tasks.Task` for the verbs.
 
     Args:
         arguments: Where the data is.
         seed: Draws the validation data where none is given.
 
     Raises:
-        InputError: Data that cannot be read or is empty, a column that is not there, a missing text or label, labels
-            of another kind.
+        InputError: Data that cannot be read or is empty, a column that is not there or has two parts to play, a missing
+            text or label, labels of another kind.
     """
 
     auto_model_class = AutoModelForSequenceClassification
@@ -46,17 +63,20 @@ class TextTask(AnyTokens):
         self.splits: dict[str, Any] = {}
         for split, rows in load_splits(arguments, seed).items():
             place = where(arguments, split)
-            text = find_column(rows, arguments.text_column_name, TEXT_NAMES, "text_column_name", place)
-            check_texts(rows[text], text, place)
+            columns = text_columns(rows, arguments, place)
+            for text in columns.values():
+                check_texts(rows[text], text, place)
             if split == "unlabeled":
                 if arguments.problem_type != SINGLE_LABEL:
                     raise InputError(f"--unlabeled_file goes with one label a text, not with {arguments.problem_type}")
-                self.splits[split] = datasets.Dataset.from_dict({"text": rows[text]})
+                self.splits[split] = datasets.Dataset.from_dict({name: rows[text] for name, text in columns.items()})
                 continue
             label = find_column(rows, arguments.label_column_name, LABEL_NAMES, "label_column_name", place)
-            if text == label:
-                raise InputError(f"column {text!r} cannot be both the text and the label: give --label_column_name")
-            rows = rows.select_columns([text, label]).rename_columns({text: "text", label: "label"})
+            if label in columns.values():
+                raise InputError(f"column {label!r} cannot be both the text and the label: give --label_column_name")
+            columns["label"] = label
+            found = {text: name for name, text in columns.items()}
+            rows = rows.select_columns(list(found)).rename_columns(found)
             if self.is_labelled(rows, split, label, place):
                 self.splits[split] = rows
 
@@ -78,7 +98,12 @@ class TextTask(AnyTokens):
 
     def texts(self, splits: Sequence[str] = ("train",)) -> Any:
         """The texts that tokenizers are to read, of the training data or of the splits named."""
-        return chain.from_iterable(self.splits[split]["text"] for split in splits)
+        return chain.from_iterable(chain.from_iterable(self.readings(split)) for split in splits)
+
+    def readings(self, split: str) -> list[tuple[str, ...]]:
+        """What is read of each of a split's examples: its text, or its two texts."""
+        rows = self.splits[split]
+        return list(zip(*(rows[name] for name in READ if name in rows.column_names), strict=True))
 
     def encode(self, tokenizer: Tokenizer, others: Mapping[str, Tokenizer] | None = None) -> dict[str, Any]:
         """The splits as `input_ids`, `attention_mask` (… as the tokenizer gives them) and `labels`.
@@ -91,9 +116,10 @@ class TextTask(AnyTokens):
         cut: dict[str, Any] = {"truncation": True, "max_length": self.arguments.max_seq_length}
 
         def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
-            encoded: dict[str, Any] = {**tokenizer(batch["text"], **cut)}
+            read = [batch[name] for name in READ if name in batch]
+            encoded: dict[str, Any] = {**tokenizer(*read, **cut)}
             for prefix, other in (others or {}).items():
-                encoded |= {prefix + name: values for name, values in other(batch["text"], **cut).items()}
+                encoded |= {prefix + name: values for name, values in other(*read, **cut).items()}
             if "label" not in batch:
                 return {**encoded, "labels": [IGNORED] * len(batch["text"])}
             return {**encoded, "labels": [self.target(value) for value in batch["label"]]}
@@ -104,7 +130,7 @@ class TextTask(AnyTokens):
         }
 
     def collator(self, tokenizer: Tokenizer, encoded: dict[str, datasets.Dataset]) -> Any:
-        """Pads each batch to its longest text."""
+        """Pads each batch to its longest text or pair."""
         check_padding(tokenizer)
         return DataCollatorWithPadding(tokenizer)
 

@@ -36,6 +36,12 @@ def test_texts_are_drawn_from_the_whole_file_and_never_padded(words):
     assert [batch["input_ids"].tolist() for batch in batches] == [batch["input_ids"].tolist() for batch in again]
 
 
+def test_pairs_are_read_together(words):
+    """One text of a pair alone has other activations than what the model will see."""
+    (batch,) = calibration_batches([("w1 w2", "w3"), ("w4", " ")], words, samples=5, length=16)
+    assert batch["input_ids"].tolist() == [words("w1 w2", "w3")["input_ids"]] != [words("w1 w2")["input_ids"]]
+
+
 def test_masked_language_models_are_calibrated_with_masks(words):
     """Activations at a mask are of a kind of their own, and the only ones whose prediction counts."""
     batches = calibration_batches(["w1 w2 w3 w4"] * 100, words, samples=100, length=16, masked=0.25)
