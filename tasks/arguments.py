@@ -135,8 +135,8 @@ class DistillationDataArguments(DataArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.unlabeled_file is not None and self.task != "text-classification":
+        if self.unlabeled_file is not None and self.task not in ("text-classification", "token-classification"):
             raise InputError(
-                f"--unlabeled_file is for --task text-classification, not {self.task}; a language model learns from "
-                "text without labels as it is: give it all as --train_file"
+                f"--unlabeled_file is for --task text-classification or token-classification, not {self.task}; a "
+                "language model learns from text without labels as it is: give it all as --train_file"
             )

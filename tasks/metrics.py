@@ -11,6 +11,7 @@ import evaluate
 import numpy as np
 
 IGNORED = -100  # the label of what is not asked
+UNLABELED = -101  # the label of what is asked, but of the teacher alone
 FEATURES = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})
 TEXT_FEATURES = datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")})
 

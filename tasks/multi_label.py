@@ -10,6 +10,7 @@ from prunelle.errors import InputError
 from prunelle.tasks import metrics
 from prunelle.tasks.choices import MULTI_LABEL
 from prunelle.tasks.classes import Classification, check_known, class_values
+from prunelle.tasks.metrics import UNLABELED
 from prunelle.tasks.reading import Predictions, ReadsLogits
 from prunelle.tasks.text_classification import TextTask
 
@@ -49,6 +50,9 @@ class MultiLabelClassification(ReadsLogits, TextTask, Classification):
     def target(self, label: list[Any]) -> list[int]:
         chosen = {self.class_index[value] for value in label}
         return [int(number in chosen) for number in range(len(self.class_names))]
+
+    def no_target(self) -> list[int]:
+        return [UNLABELED] * len(self.class_names)
 
     def choices(self, logits: NDArray[Any]) -> NDArray[Any]:
         """Of (examples, labels): (examples, labels, 2), the logits of no and of yes."""

@@ -13,7 +13,7 @@ from prunelle.tasks import metrics
 from prunelle.tasks.choices import REGRESSION
 from prunelle.tasks.classes import check_problem
 from prunelle.tasks.loading import where
-from prunelle.tasks.metrics import IGNORED
+from prunelle.tasks.metrics import IGNORED, UNLABELED
 from prunelle.tasks.reading import Predictions, ReadsLogits
 from prunelle.tasks.text_classification import TextTask
 
@@ -29,14 +29,17 @@ class TextRegression(ReadsLogits, TextTask):
         for number, value in enumerate(labels, start=1):
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise InputError(f"{place}, example {number}: column {column!r} holds no number but {value!r}")
-            if value == IGNORED:
-                raise InputError(f"{place}, example {number}: {IGNORED} stands for no label: shift or scale the labels")
+            if value in (IGNORED, UNLABELED):
+                raise InputError(f"{place}, example {number}: {value:g} stands for no label: shift or scale the labels")
         if split == "train" and len(set(labels)) < 2:
             raise InputError(f"{place}: column {column!r} holds one number only, {labels[0]!r}: nothing to predict")
         return True
 
     def target(self, label: float) -> float:
         return float(label)
+
+    def no_target(self) -> float:
+        return float(UNLABELED)
 
     def configure(self, config: PreTrainedConfig) -> None:
         """Give a model whose head is still to be trained one output."""

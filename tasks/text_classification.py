@@ -16,7 +16,7 @@ from prunelle.tasks.arguments import DataArguments
 from prunelle.tasks.choices import SINGLE_LABEL
 from prunelle.tasks.classes import Classification, check_known, class_values
 from prunelle.tasks.loading import check_texts, find_column, load_splits, where
-from prunelle.tasks.metrics import IGNORED
+from prunelle.tasks.metrics import UNLABELED
 from prunelle.tasks.pretrained_tokenizer import check_padding
 from prunelle.tasks.several_tokenizers import AnyTokens
 
@@ -67,8 +67,6 @@ class TextTask(AnyTokens):
             for text in columns.values():
                 check_texts(rows[text], text, place)
             if split == "unlabeled":
-                if arguments.problem_type != SINGLE_LABEL:
-                    raise InputError(f"--unlabeled_file goes with one label a text, not with {arguments.problem_type}")
                 self.splits[split] = datasets.Dataset.from_dict({name: rows[text] for name, text in columns.items()})
                 continue
             label = find_column(rows, arguments.label_column_name, LABEL_NAMES, "label_column_name", place)
@@ -92,6 +90,10 @@ class TextTask(AnyTokens):
         """A label as the model is to predict it."""
         raise NotImplementedError
 
+    def no_target(self) -> Any:
+        """What stands in the place of `target` where there is no label."""
+        return UNLABELED
+
     def fingerprint(self, unlabeled: bool = True) -> str:
         """A hash of the data, with or without what is unlabeled, and of how it is prepared."""
         return loading.fingerprint(self.splits, self.arguments, unlabeled)
@@ -108,7 +110,7 @@ class TextTask(AnyTokens):
     def encode(self, tokenizer: Tokenizer, others: Mapping[str, Tokenizer] | None = None) -> dict[str, Any]:
         """The splits as `input_ids`, `attention_mask` (… as the tokenizer gives them) and `labels`.
 
-        What is unlabeled has the label -100, which losses on labels leave out.
+        What is unlabeled has the label -101, which losses on labels leave out.
 
         Args:
             others: as `AnyTokens` has them.
@@ -121,7 +123,7 @@ class TextTask(AnyTokens):
             for prefix, other in (others or {}).items():
                 encoded |= {prefix + name: values for name, values in other(*read, **cut).items()}
             if "label" not in batch:
-                return {**encoded, "labels": [IGNORED] * len(batch["text"])}
+                return {**encoded, "labels": [self.no_target()] * len(batch["text"])}
             return {**encoded, "labels": [self.target(value) for value in batch["label"]]}
 
         return {

@@ -15,7 +15,7 @@ from prunelle.tasks import metrics
 from prunelle.tasks.arguments import DataArguments
 from prunelle.tasks.classes import Classification, check_known, class_values
 from prunelle.tasks.loading import find_column, load_splits, where
-from prunelle.tasks.metrics import IGNORED
+from prunelle.tasks.metrics import IGNORED, UNLABELED
 from prunelle.tasks.pretrained_tokenizer import check_padding
 from prunelle.tasks.several_tokenizers import PLACES, AnyTokens
 
@@ -49,9 +49,17 @@ class TokenClassification(Classification, AnyTokens):
         for split, rows in load_splits(arguments, seed).items():
             place = where(arguments, split)
             tokens = find_column(rows, arguments.text_column_name, TOKEN_NAMES, "text_column_name", place)
+            if split == "unlabeled":
+                _check_lists(rows, [tokens], place)
+                self.splits[split] = rows.select_columns([tokens]).rename_columns({tokens: "tokens"})
+                _check_words(self.splits[split], tokens, place)
+                continue
             tags = find_column(rows, arguments.label_column_name, TAG_NAMES, "label_column_name", place)
-            _check_lists(rows, tokens, tags, place)
+            if tokens == tags:
+                raise InputError(f"column {tokens!r} cannot be both the words and the tags: give --label_column_name")
+            _check_lists(rows, [tokens, tags], place)
             rows = rows.select_columns([tokens, tags]).rename_columns({tokens: "tokens", tags: "tags"})
+            _check_words(rows, tokens, place)
             _check_complete(rows, tokens, tags, place)
             labels = rows["tags"][:]
             if split == "train":
@@ -70,6 +78,8 @@ class TokenClassification(Classification, AnyTokens):
 
     def encode(self, tokenizer: Tokenizer, others: Mapping[str, Tokenizer] | None = None) -> dict[str, Any]:
         """The splits as `input_ids`, `attention_mask` (… as the tokenizer gives them) and `labels`, one a token.
+
+        Words of what is unlabeled have the label -101, which losses on labels leave out.
 
         Args:
             others: as `AnyTokens` has them. A word is asked for where each tokenizer has a token of it; the column
@@ -121,18 +131,20 @@ class TokenClassification(Classification, AnyTokens):
             for prefix, their in zip(others, theirs, strict=True):
                 columns |= {prefix + name: values for name, values in their.items()}
                 columns[prefix + PLACES] = [[0] * len(tokens) for tokens in ours["input_ids"]]
-            for number, tags in enumerate(batch["tags"]):
+            tags = batch["tags"] if "tags" in batch else [None] * len(batch["tokens"])
+            for number, known in enumerate(tags):
                 first, *firsts = (_first_tokens(each.word_ids(number)) for each in (ours, *theirs))
                 for word, place in first.items():
                     if any(word not in each for each in firsts):
                         continue
-                    columns["labels"][number][place] = self.class_index[tags[word]]
+                    label = UNLABELED if known is None else self.class_index[known[word]]
+                    columns["labels"][number][place] = label
                     for prefix, each in zip(others, firsts, strict=True):
                         columns[prefix + PLACES][number][place] = each[word]
             return columns
 
         encoded = rows.map(encode, batched=True, remove_columns=rows.column_names, desc=f"Tokenizing {split}")
-        words = sum(map(len, rows["tags"]))
+        words = sum(map(len, rows["tokens"]))
         asked = sum(label != IGNORED for labels in encoded["labels"] for label in labels)
         if asked < words:
             logger.warning(
@@ -147,10 +159,8 @@ def _first_tokens(words: Sequence[int | None]) -> dict[int, int]:
     return {word: place for place, word in reversed(list(enumerate(words))) if word is not None}
 
 
-def _check_lists(rows: datasets.Dataset, tokens: str, tags: str, place: str) -> None:
-    if tokens == tags:
-        raise InputError(f"column {tokens!r} cannot be both the words and the tags: give --label_column_name")
-    for column in (tokens, tags):
+def _check_lists(rows: datasets.Dataset, columns: Sequence[str], place: str) -> None:
+    for column in columns:
         if not isinstance(rows.features[column], datasets.List):
             raise InputError(
                 f"{place}: column {column!r} holds no lists; token classification wants a list of words and one of "
@@ -158,17 +168,22 @@ def _check_lists(rows: datasets.Dataset, tokens: str, tags: str, place: str) -> 
             )
 
 
+def _check_words(rows: datasets.Dataset, column: str, place: str) -> None:
+    for number, words in enumerate(rows["tokens"], start=1):
+        if not words:
+            raise InputError(f"{place}, example {number}: column {column!r} holds no words")
+        for word in words:
+            if not isinstance(word, str):
+                raise InputError(f"{place}, example {number}: column {column!r} holds no word but {word!r}")
+
+
 def _check_complete(rows: datasets.Dataset, tokens: str, tags: str, place: str) -> None:
     for number, (words, labels) in enumerate(zip(rows["tokens"], rows["tags"], strict=True), start=1):
-        if not words:
-            raise InputError(f"{place}, example {number}: column {tokens!r} holds no words")
         if len(words) != len(labels or []):
             raise InputError(
                 f"{place}, example {number}: {len(words)} words in column {tokens!r} and {len(labels or [])} tags in "
                 f"column {tags!r}; each word has one"
             )
-        for word, label in zip(words, labels, strict=True):
-            if not isinstance(word, str):
-                raise InputError(f"{place}, example {number}: column {tokens!r} holds no word but {word!r}")
+        for label in labels:
             if label is None or label == "":
                 raise InputError(f"{place}, example {number}: column {tags!r} holds no tag but {label!r}")

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from prunelle.losses import DecoupledLoss, HardLabelLoss, LogitMSELoss, TopKTargetLoss, top_k_distribution
+from prunelle.tasks.metrics import IGNORED, UNLABELED
 from prunelle.trainers.attention import Vectors
-
-IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -18,9 +17,9 @@ class Batch:
     """What a batch asks for beside the models' inputs.
 
     Args:
-        labels: (batch,) classes, -100 for unlabeled examples, or numbers; (batch, tokens) a class each, -100 where
-            nothing is asked; (batch, 2) the tokens where an answer starts and ends; (batch, labels) 1 for those that
-            a text has, else 0.
+        labels: (batch,) classes or numbers; (batch, tokens) a class each, -100 where nothing is asked; (batch, 2) the
+            tokens where an answer starts and ends; (batch, labels) 1 for those that a text has, else 0. Where there is
+            none, and the teacher has its say, -101; for (batch,) classes -100 too.
         attention_mask: (batch, tokens), 1 for attended tokens.
     """
 
@@ -136,12 +135,14 @@ class HardLabelTerm(Term):
         self.loss, self.squared_error = HardLabelLoss(label_smoothing), LogitMSELoss()
 
     def count(self, batch: Batch) -> Tensor:
-        return batch.labels.ne(IGNORED).sum()
+        return known_labels(batch).ne(IGNORED).sum()
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, num_items: Tensor) -> Tensor:
-        if batch.labels.is_floating_point():  # numbers, which the one logit is to meet
-            return self.squared_error(student.logits, batch.labels[:, None], num_items)
-        return self.loss(student.logits, batch.labels, num_items)
+        labels = known_labels(batch)
+        if labels.is_floating_point():  # numbers, which the one logit is to meet; without one it is where it is to be
+            met = torch.where(labels.eq(IGNORED), student.logits[:, 0].detach(), labels)
+            return self.squared_error(student.logits, met[:, None], num_items)
+        return self.loss(student.logits, labels, num_items)
 
 
 class HiddenTerm(Term):
@@ -223,6 +224,11 @@ class RelationalTerm(Term):
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch, num_items: Tensor) -> Tensor:
         ours, theirs = (_mean(outputs.hidden_states[-1], batch.attention_mask) for outputs in (student, teacher))
         return self.loss(ours, theirs, num_items)
+
+
+def known_labels(batch: Batch) -> Tensor:
+    """The labels, -100 wherever there is none to learn."""
+    return batch.labels.masked_fill(batch.labels.eq(UNLABELED), IGNORED)
 
 
 def asked(batch: Batch, everywhere: bool) -> Tensor:

@@ -63,7 +63,7 @@ SPOILED = {
     ),
     "unlabeled text where none is labelled": (
         {"--unlabeled_file": "more.csv", "--task": "masked-lm"},
-        r"--unlabeled_file is for --task text-classification, not masked-lm; .*--train_file",
+        r"--unlabeled_file is for --task text-classification or token-classification, not masked-lm; .*--train_file",
     ),
     "no unlabeled file": ({"--unlabeled_file": "nowhere.csv"}, r"no file nowhere\.csv"),
     "nothing to resume": ({"--resume_from_checkpoint": "nowhere"}, r"no checkpoint folder nowhere"),

@@ -69,7 +69,7 @@ def test_unlabeled_text_has_no_label_and_trains_no_teacher(tmp_path: Path, endin
     alone: Any = TASKS["text-classification"](DataArguments(**files), 0)
     assert task.class_names == ["None", "five", "one"]
     encoded = task.encode(train_tokenizer([row["Review"] for row in ROWS], 300))  # type: ignore[misc]
-    assert encoded["unlabeled"]["labels"][:] == [-100]
+    assert encoded["unlabeled"]["labels"][:] == [-101]
     assert encoded["train"]["labels"][:] == [1, 2, 0, 2]
     assert encoded["unlabeled"].features == encoded["train"].features  # so that the two can be joined
     assert task.fingerprint() != alone.fingerprint() == task.fingerprint(unlabeled=False)
