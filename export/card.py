@@ -34,6 +34,7 @@ PIPELINES = {
     "causal-lm": ("text-generation", '"Once upon a time"', '"Once upon a time"'),
     "sequence-to-sequence": ("text2text-generation", '"Once upon a time"', '"Once upon a time"'),
 }
+PAIR = ("A man sleeps.", "Nobody is awake.")
 WITHOUT_PIPELINE = ("question-answering", "sequence-to-sequence")  # in transformers 5
 WITHOUT_CLIENTS = ("causal-lm",)  # whose clients want a file with a cache
 
@@ -80,6 +81,9 @@ class Card:
             ("AutoModelForSeq2SeqLM", "sequence-to-sequence"),
         )
         self.pipeline, self.python, self.javascript = PIPELINES[self.task]
+        self.reads_pairs = self.recipe.get("text_pair_column") is not None
+        if self.reads_pairs:
+            self.python = json.dumps(dict(zip(("text", "text_pair"), PAIR, strict=True)))
         self.has_weights = any(folder.glob("*.safetensors"))
         self.files = [name for name in DTYPES if (folder / VARIANTS[name].file).is_file()]
 
@@ -164,6 +168,8 @@ class Card:
             return
         yield "With optimum:"
         yield _code("python", self._optimum(file))
+        if self.reads_pairs:  # which the pipeline of transformers.js does not
+            return
         yield "With transformers.js:"
         yield _code("js", self._transformers_js())
 
@@ -197,6 +203,8 @@ class Card:
 
     def _onnxruntime(self, file: Path) -> str:
         asked = '"Who came?", "Ada came."' if self.task == "question-answering" else '"A lovely, warm film."'
+        if self.reads_pairs:
+            asked = ", ".join(map(json.dumps, PAIR))
         return "\n".join(
             [
                 "import numpy as np",

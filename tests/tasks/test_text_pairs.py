@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +126,12 @@ def test_the_road_from_pairs_to_a_report(
     for flip in changed:
         row = rows[flip["example"] - 1]
         assert flip["text"] == f"{row['premise']} | {row['hypothesis']}"
+
+    # The code of the model cards asks about pairs.
+    monkeypatch.chdir(tmp_path)
+    for folder in ("run", "files"):
+        (snippet, *others) = re.findall(r"```python\n(.*?)\n```", Path(folder, "README.md").read_text(), re.DOTALL)
+        assert ("transformers" if folder == "run" else "onnxruntime") in snippet
+        exec(snippet, {})
+        assert all("text_pair" in other for other in others)
+    assert "transformers.js" not in Path("files", "README.md").read_text().split("## How to run it")[1]
