@@ -81,7 +81,7 @@ class Card:
             ("AutoModelForSeq2SeqLM", "sequence-to-sequence"),
         )
         self.pipeline, self.python, self.javascript = PIPELINES[self.task]
-        self.reads_pairs = self.recipe.get("text_pair_column") is not None
+        self.reads_pairs = self.recipe.get("text_pair_column_name") is not None
         if self.reads_pairs:
             self.python = json.dumps(dict(zip(("text", "text_pair"), PAIR, strict=True)))
         self.has_weights = any(folder.glob("*.safetensors"))

@@ -48,7 +48,7 @@ class DataArguments:
         default=None,
         metadata={"help": "By default found: text, sentence, …, tokens, words, …, or context (question-answering)."},
     )
-    text_pair_column: str | None = field(
+    text_pair_column_name: str | None = field(
         default=None, metadata={"help": "A second text that is read with the first, such as a hypothesis."}
     )
     question_column_name: str | None = field(default=None, metadata={"help": "By default found: question or query."})
@@ -97,8 +97,8 @@ class DataArguments:
             )
         if self.dataset_name is not None and (self.train_file or self.validation_file or self.test_file):
             raise InputError(f"--dataset_name {self.dataset_name} and data files exclude each other: give one of them")
-        if self.text_pair_column is not None and self.task != "text-classification":
-            raise InputError(f"--text_pair_column {self.text_pair_column} is for --task text-classification")
+        if self.text_pair_column_name is not None and self.task != "text-classification":
+            raise InputError(f"--text_pair_column_name {self.text_pair_column_name} is for --task text-classification")
         if self.max_seq_length < 3:
             raise InputError(f"--max_seq_length {self.max_seq_length} leaves no room for text; give at least 3")
         if self.max_target_length < 2:

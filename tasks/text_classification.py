@@ -35,9 +35,9 @@ def text_columns(rows: datasets.Dataset, arguments: DataArguments, place: str) -
         InputError: There is no such column, or one is given twice.
     """
     text = find_column(rows, arguments.text_column_name, TEXT_NAMES, "text_column_name", place)
-    if (given := arguments.text_pair_column) is None:
+    if (given := arguments.text_pair_column_name) is None:
         return {"text": text}
-    pair = find_column(rows, given, (), "text_pair_column", place)
+    pair = find_column(rows, given, (), "text_pair_column_name", place)
     if pair == text:
         raise InputError(f"column {text!r} cannot be both texts of a pair: give --text_column_name")
     return {"text": text, "text_pair": pair}

@@ -16,7 +16,7 @@ from prunelle.export.footprint import Footprint
 from prunelle.tasks import TASKS, DataArguments, DistillationDataArguments
 from prunelle.tasks.tokenizer import train_tokenizer
 
-COLUMNS = ["--text_column_name", "premise", "--text_pair_column", "hypothesis"]
+COLUMNS = ["--text_column_name", "premise", "--text_pair_column_name", "hypothesis"]
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def pairs(tmp_path: Path) -> tuple[str, list[dict[str, Any]]]:
 
 
 def arguments(path: str, **more: Any) -> DistillationDataArguments:
-    given: dict[str, Any] = {"text_column_name": "premise", "text_pair_column": "hypothesis", **more}
+    given: dict[str, Any] = {"text_column_name": "premise", "text_pair_column_name": "hypothesis", **more}
     return DistillationDataArguments(train_file=path, validation_file=path, problem_type="regression", **given)
 
 
@@ -63,7 +63,9 @@ def test_another_second_text_is_other_data(pairs: tuple[str, list[dict[str, Any]
     """Prevents a cache or a teacher of other pairs from passing for those of these."""
     path, rows = pairs
     second = [None, "hypothesis"]
-    prints = {TASKS["text-classification"](arguments(path, text_pair_column=name), 0).fingerprint() for name in second}
+    prints = {
+        TASKS["text-classification"](arguments(path, text_pair_column_name=name), 0).fingerprint() for name in second
+    }
     Path(path).write_text("\n".join(json.dumps(row | {"hypothesis": "the sea"}) for row in rows))
     prints.add(TASKS["text-classification"](arguments(path), 0).fingerprint())
     assert len(prints) == 3
@@ -72,10 +74,10 @@ def test_another_second_text_is_other_data(pairs: tuple[str, list[dict[str, Any]
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"text_pair_column": "hypothesys"}, r"no column 'hypothesys' in .*nearest is 'hypothesis'"),
-        ({"text_pair_column": "premise"}, r"'premise' cannot be both texts of a pair"),
+        ({"text_pair_column_name": "hypothesys"}, r"no column 'hypothesys' in .*nearest is 'hypothesis'"),
+        ({"text_pair_column_name": "premise"}, r"'premise' cannot be both texts of a pair"),
         ({"label_column_name": "hypothesis"}, r"'hypothesis' cannot be both the text and the label"),
-        ({"task": "masked-lm"}, r"--text_pair_column hypothesis is for --task text-classification"),
+        ({"task": "masked-lm"}, r"--text_pair_column_name hypothesis is for --task text-classification"),
     ],
 )
 def test_pairs_that_are_none(pairs: tuple[str, list[dict[str, Any]]], given: dict[str, Any], message: str) -> None:
@@ -88,7 +90,7 @@ def test_a_missing_second_text_is_named(tmp_path: Path) -> None:
     """Prevents a pair of one text from being trained on."""
     path = tmp_path / "pairs.csv"
     path.write_text("text,second,label\na,b,0\na,,1\n")
-    given = DataArguments(train_file=str(path), validation_file=str(path), text_pair_column="second")
+    given = DataArguments(train_file=str(path), validation_file=str(path), text_pair_column_name="second")
     with pytest.raises(InputError, match=r"example 2: column 'second' holds no text but ''"):
         TASKS["text-classification"](given, 0)
 
