@@ -158,7 +158,7 @@ class Pruning(CompressionMethod):
             for group in self.groups:
                 group.set_scores(sums[group.group.name] / sums[group.group.name].norm().clamp(min=1e-30))
         elif self.score == "taylor" and self.schedule.at(0.0) < 1:
-            run(self.calibration_samples, self._gather)
+            run(self.calibration_samples, self._check_and_gather)
         self.is_calibrated = True
 
     @torch.no_grad()
@@ -187,6 +187,8 @@ class Pruning(CompressionMethod):
         return groups
 
     def check_gradients(self) -> None:
+        if self.frozen:
+            return  # nothing is learned any more, and what is all masked has no gradient
         for group in self.groups:
             if group.needs_gradient and not group.gradient().any():
                 raise InputError(
@@ -257,6 +259,10 @@ class Pruning(CompressionMethod):
     def _gather(self) -> None:
         for group in self.groups:
             group.observe()
+
+    def _check_and_gather(self) -> None:
+        self.check_gradients()
+        self._gather()
 
     def _count(self, name: str, total: int) -> int:
         """How many units of a group, or of the model, are to be kept in the end."""

@@ -169,6 +169,7 @@ def test_a_joint_run_shrinks_to_what_it_has_learned(tmp_path: Path, name: str, s
         {"score": "magnitude", "layer_norm_to_no_norm": True},
         {"score": "movement", "structure": ["ffn", "4x4"], "density": 0.5},
         {"score": "random", "structure": ["heads"], "density": 0.5},
+        {"score": "movement", "structure": ["heads"], "density": 0.25},  # none is left in one of the layers
     ],
     ids=lambda pruning: " ".join([pruning["score"], *pruning.get("structure", [])]),
 )
@@ -269,6 +270,13 @@ def test_one_shot_trains_what_is_left(tmp_path: Path) -> None:
     """Prevents masks that are only made once the run is over."""
     trainer = prune(tmp_path, {"density": 0.5, "score": "wanda", "schedule": "one_shot"}, logging_steps=1)
     assert {line["density"] for line in trainer.state.log_history if "density" in line} == {0.5}
+
+
+def test_what_one_shot_left_nothing_of_trains_on(tmp_path: Path) -> None:
+    """Prevents a module that is all pruned, and so without a gradient, from passing for one outside the loss."""
+    pruning = {"density": 0.02, "score": "taylor", "ranking": "global", "schedule": "one_shot"}
+    trainer = prune(tmp_path, pruning)
+    assert min(density_by_weight(trainer.model, bake(trainer.model)).values()) == 0
 
 
 def test_activations_are_replaced_in_the_same_run(tmp_path: Path) -> None:

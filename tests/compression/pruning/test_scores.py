@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from prunelle.compression.anatomy import dissect
 from prunelle.compression.pruning import CubicSchedule, OneShotSchedule, Pruning
+from prunelle.errors import InputError
 
 SIZES = {
     "vocab_size": 40,
@@ -66,6 +67,20 @@ def test_taylor_is_the_running_mean_of_what_the_loss_would_change_by(structure: 
         expected = {n: 0.99 * expected.get(n, 0) + 0.01 * change.abs() for n, change in of_units.items()}
     for group in method.groups:
         torch.testing.assert_close(group.ranking().double(), expected[group.group.name], rtol=1e-5, atol=1e-9)
+
+
+def test_one_shot_taylor_names_what_the_loss_does_not_see() -> None:
+    """Prevents weights that go because nothing was ever found out about them."""
+    model = tiny()
+    method = Pruning(OneShotSchedule(0.5), "taylor")
+    method.attach(model)
+
+    def run(samples: int, after_batch: Any) -> None:
+        model.bert.embeddings(**batch(0)).sum().backward()
+        after_batch()
+
+    with pytest.raises(InputError, match=r"scores of bert\.encoder\.layer\.0.* get no gradient"):
+        method.calibrate(model, run)
 
 
 def test_taylor_needs_no_parameters_and_survives_an_overflow() -> None:
