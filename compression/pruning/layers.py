@@ -68,16 +68,18 @@ def gate_layers(model: PreTrainedModel, pruned: Sequence[int] = ()) -> UnitGroup
         raise InputError(f"{type(model).__name__} has a single layer, which has to stay")
     if unknown := [layer for layer in pruned if not 0 <= layer < depth]:
         raise InputError(f"there is no layer {unknown[0]} to prune: there are 0 to {depth - 1}")
+    parent, _, _ = stack.name.rpartition(".")
     offsets = torch.zeros(depth)
     offsets[list(pruned)] = -torch.inf
     try:
+        if getattr(model.get_submodule(parent), "conv", None) is not None:  # DeBERTa-v2's, after whichever comes first
+            raise InputError(f"{type(model).__name__} has a convolution that belongs to its first layer: keep layer 0")
         student_from_layers(model, range(1, depth))
     except InputError:
         if 0 in pruned:
             raise
         student_from_layers(model, [0, *range(2, depth)])  # as ModernBERT's, the first has to stay; or none can go
         offsets[0] = torch.inf
-    parent, _, _ = stack.name.rpartition(".")
     gates = LayerGates(stack.modules)
     model.get_submodule(parent).add_module(NAME, gates)
     layout = Layout((Axis(depth, True),), (Axis(1, False),), is_transposed=False)

@@ -32,6 +32,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "DistilBert": {**OTHER_NAMES, "dim": 16, "hidden_dim": 24, "n_heads": 2, "n_layers": 4},
     "ModernBert": {**SIZES, **SPECIAL, "local_attention": 4, "global_attn_every_n_layers": 3},
     "GPT2": {**OTHER_NAMES, "n_positions": 32, "n_embd": 16, "n_layer": 4, "n_head": 2, "n_inner": 24},
+    "Electra": {**SIZES, "embedding_size": 8},
+    "MPNet": SIZES,
+    "DebertaV2": {**SIZES, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "conv_kernel_size": 3},
 }
 BATCH = {"input_ids": torch.arange(4, 28).view(2, 12), "attention_mask": torch.ones(2, 12, dtype=torch.long)}
 LABELS = torch.tensor([0, 2])
@@ -119,11 +122,26 @@ def test_layers_heads_and_dimensions_go_in_one_run(name: str) -> None:
     kept = kept_layers(model)
     assert kept is not None
     assert len(kept) == 2
-    assert name != "ModernBert" or kept[0] == 0
+    assert name not in ("ModernBert", "DebertaV2") or kept[0] == 0
     small = shrink(remove_layers(model))
     assert [(layer.heads.count, layer.ffn.count) for layer in dissect(small)] == [(1, 8)] * 2
     torch.testing.assert_close(small(**BATCH).logits, trained, rtol=0, atol=1e-5)
     assert kept_layers(small) is None
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_first_layer_goes_where_the_others_compute_the_same_without_it(name: str) -> None:
+    """Prevents what an encoder does after its first layer from moving behind the second once the first is out."""
+    model = tiny(name)
+    method = Pruning(CubicSchedule(0.5, 0.0, 0.0), structure="layers")
+    method.attach(model)
+    with torch.no_grad():
+        method.groups[0].learned.copy_(torch.tensor([-1.0, 0.1, 0.2, 0.3])[:, None])
+    method.step(1.0)
+    assert kept_layers(model) == ([0, 3] if name in ("ModernBert", "DebertaV2") else [2, 3])
+    expected = model(**BATCH).logits
+    bake(model)
+    torch.testing.assert_close(remove_layers(model)(**BATCH).logits, expected)
 
 
 def test_scores_decide_which_layers_go() -> None:
@@ -147,6 +165,7 @@ def test_scores_decide_which_layers_go() -> None:
         ("Bert", {"score": "magnitude"}, {}, "layers have no magnitude"),
         ("Bert", {"pruned_layers": [0, 1, 2, 3]}, {}, r"a density of 0\.0 must be above 0"),
         ("ModernBert", {"pruned_layers": [0]}, {}, "keep layer 0, as the first"),
+        ("DebertaV2", {"pruned_layers": [0]}, {}, "a convolution that belongs to its first layer: keep layer 0"),
     ],
 )
 def test_what_cannot_go_is_refused(name: str, options: Any, config: Any, expected: str) -> None:
