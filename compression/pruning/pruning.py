@@ -190,7 +190,7 @@ class Pruning(CompressionMethod):
         if self.frozen:
             return  # nothing is learned any more, and what is all masked has no gradient
         for group in self.groups:
-            if group.needs_gradient and not group.gradient().any():
+            if group.needs_gradient and not group.has_gradient:
                 raise InputError(
                     f"the scores of {group.group.name} get no gradient: it takes no part in the loss, and nothing "
                     "can be learned about it; exclude it, or prune by magnitude"

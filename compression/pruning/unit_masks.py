@@ -72,11 +72,11 @@ class UnitMasks:
             scores = self._mean(mask.score(weight) for mask, weight in pairs)
         return self.group.lift(scores)
 
-    def gradient(self) -> Tensor:
-        """That of the units' masks: (units,). Of what is masked only learned scores have one; zero where none is."""
-        if self.learned is not None:
-            return torch.zeros_like(self.learned) if self.learned.grad is None else self.learned.grad
-        return self._sum(weight * (0.0 if weight.grad is None else weight.grad) for weight in self._originals)
+    @property
+    def has_gradient(self) -> bool:
+        """Whether the loss depends on the units. A penalty is no answer: scores get a gradient from it in any case."""
+        taught: list[Any] = [weight for weight in self._originals if weight.requires_grad] or [self.learned]
+        return any(tensor is not None and tensor.grad is not None and bool(tensor.grad.any()) for tensor in taught)
 
     def set_scores(self, scores: Tensor) -> None:
         """Take (units,) scores that were found elsewhere."""
@@ -84,7 +84,8 @@ class UnitMasks:
 
     def observe(self) -> None:
         """Take the gradients of an optimizer step into scores that are running means."""
-        importance = self.gradient().abs().nan_to_num(0.0, 0.0)  # in float16 a step may overflow, and is not taken
+        gradients = (weight * (0.0 if weight.grad is None else weight.grad) for weight in self._originals)
+        importance = self._sum(gradients).abs().nan_to_num(0.0, 0.0)  # in float16 a step may overflow, and is not taken
         self._first.scores.lerp_(importance.view_as(self._first.scores).float(), 1 - MEMORY)
 
     def keep(self, kept: Tensor) -> None:

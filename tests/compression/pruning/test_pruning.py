@@ -345,14 +345,24 @@ def test_the_penalty_is_the_mean_sigmoid_and_ends_with_the_schedule() -> None:
     assert Pruning(CubicSchedule(0.3), "movement").penalty() == 0.0
 
 
-def test_a_module_without_a_gradient_is_named() -> None:
-    """Prevents scores that nothing teaches from being taken for learned ones."""
+@pytest.mark.parametrize("score", ["movement", "soft_movement", "l0", "taylor"])
+def test_a_module_without_a_gradient_is_named(score: Any) -> None:
+    """Prevents scores that nothing teaches, or a penalty alone, from being taken for learned ones."""
     model = transformers.BertModel(transformers.BertConfig(**SIZES))
-    method = Pruning(CubicSchedule(0.3), patterns=["*"])
+    method = Pruning(CubicSchedule(0.3), score, patterns=["*"])
     method.attach(model)
-    model(**BATCH).last_hidden_state.square().sum().backward()
+    (model(**BATCH).last_hidden_state.square().sum() + method.penalty()).backward()
     with pytest.raises(InputError, match=r"scores of pooler\.dense get no gradient"):
         method.check_gradients()
+
+
+def test_scores_are_learned_beside_weights_that_are_not() -> None:
+    """Prevents a model whose weights are frozen, with learned masks, from being refused for their missing gradients."""
+    model = tiny()
+    method = Pruning(CubicSchedule(0.3))
+    method.attach(model.requires_grad_(False))
+    nn.functional.cross_entropy(model(**BATCH).logits, torch.tensor([0, 2])).backward()
+    method.check_gradients()
 
 
 def test_a_run_that_ends_elsewhere_says_so() -> None:
