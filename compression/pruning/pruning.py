@@ -126,6 +126,12 @@ class Pruning(CompressionMethod):
     def attach(self, model: PreTrainedModel) -> None:
         generator = torch.Generator().manual_seed(self.seed)
         groups = self._find_groups(model)
+        total = sum(group.count for group in groups)
+        if not round(self.schedule.density * total):
+            raise InputError(
+                f"a density of {self.schedule.density} keeps none of {total} {self.structure}: give {1 / total:.2g} at "
+                "least"
+            )
         for group in groups:
             if self.ranking == "tensor" and not round(self.schedule.density * group.count):
                 raise InputError(

@@ -163,6 +163,8 @@ def test_scores_decide_which_layers_go() -> None:
         ("Bert", {"pruned_layers": [4]}, {}, "there is no layer 4 to prune: there are 0 to 3"),
         ("Bert", {}, {"num_hidden_layers": 1}, "BertForSequenceClassification has a single layer"),
         ("Bert", {"score": "magnitude"}, {}, "layers have no magnitude"),
+        ("Bert", {"density": 0.1}, {}, r"a density of 0\.1 keeps none of 4 layers: give 0\.25 at least"),
+        ("Bert", {"density": 0.1, "score": "l0"}, {}, r"a density of 0\.1 keeps none of 4 layers"),
         ("Bert", {"pruned_layers": [0, 1, 2, 3]}, {}, r"a density of 0\.0 must be above 0"),
         ("ModernBert", {"pruned_layers": [0]}, {}, "keep layer 0, as the first"),
         ("DebertaV2", {"pruned_layers": [0]}, {}, "a convolution that belongs to its first layer: keep layer 0"),
@@ -170,8 +172,9 @@ def test_scores_decide_which_layers_go() -> None:
 )
 def test_what_cannot_go_is_refused(name: str, options: Any, config: Any, expected: str) -> None:
     """Prevents a run whose result cannot be built, or that prunes nothing."""
+    options = {"density": 0.5} | options
     with pytest.raises(InputError, match=expected):
-        Pruning(CubicSchedule(0.5), structure="layers", **options).attach(tiny(name, **config))
+        Pruning(CubicSchedule(options.pop("density")), structure="layers", **options).attach(tiny(name, **config))
 
 
 def test_layers_are_gated_before_anything_else() -> None:
