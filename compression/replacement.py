@@ -6,7 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from prunelle.compression.method import CompressionMethod
-from prunelle.errors import InputError
+from prunelle.compression.ramp import check_shares, check_steps
 
 
 class Blend(nn.Module):
@@ -26,6 +26,9 @@ class GradualReplacement(CompressionMethod):
         warmup: The share of the run before the change begins.
         cooldown: The share of the run that is left once it is complete.
 
+    Raises:
+        InputError: One is out of its range, or there is no room between them.
+
     Attributes:
         blends: By qualified name, once attached.
     """
@@ -34,6 +37,7 @@ class GradualReplacement(CompressionMethod):
     new: ClassVar[str]
 
     def __init__(self, warmup: float = 0.1, cooldown: float = 0.3) -> None:
+        check_shares(warmup, cooldown)
         self.warmup, self.cooldown = warmup, cooldown
         self.blends: dict[str, Blend] = {}
 
@@ -51,8 +55,7 @@ class GradualReplacement(CompressionMethod):
         raise NotImplementedError
 
     def start(self, steps: int) -> None:
-        if not steps:
-            raise InputError(f"the run has no optimizer step, and {self.old} becomes {self.new} in training alone")
+        check_steps(self.warmup, self.cooldown, steps, f"{self.old} would become {self.new}")
 
     def step(self, progress: float) -> None:
         share = (progress - self.warmup) / (1 - self.cooldown - self.warmup)

@@ -351,7 +351,6 @@ class _Patch(GradualReplacement):
         self.patch_steps = patch_steps
 
     def start(self, steps: int) -> None:
-        super().start(steps)
         if not 0 < self.patch_steps <= steps:
             raise InputError(
                 f"{self.old} is to be {self.new} after {self.patch_steps} steps, and the run has {steps} optimizer "

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from prunelle.compression.ramp import check_shares, check_steps
 from prunelle.errors import InputError
 
 
@@ -56,14 +57,7 @@ class CubicSchedule(OneShotSchedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("warmup", "cooldown"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"a {name} of {getattr(self, name)} must be a share of the run: from 0 to below 1")
-        if self.warmup + self.cooldown >= 1:
-            raise InputError(
-                f"a warm-up of {self.warmup} and a cool-down of {self.cooldown} leave nothing of the run to prune in: "
-                "their sum must be below 1"
-            )
+        check_shares(self.warmup, self.cooldown)
 
     def at(self, progress: float) -> float:
         """The density when a share of the run is done."""
@@ -82,15 +76,8 @@ class CubicSchedule(OneShotSchedule):
         Raises:
             InputError: No step lies between warm-up and cool-down, or none in the cool-down.
         """
-        begin, end = self.warmup * steps, (1 - self.cooldown) * steps
-        between = any(begin < step < end - 1e-9 * steps for step in range(int(begin), int(end) + 1))
-        after = self.cooldown == 0 or self.cooldown * steps >= 1 - 1e-9
-        if self.density < 1 and not (between and after):
-            raise InputError(
-                f"the run has {steps} optimizer steps, too few to prune in: density would fall from step {begin:g} to "
-                f"step {end:g} and need a step within that and one after it; give more steps, or other shares for "
-                f"warm-up ({self.warmup}) and cool-down ({self.cooldown})"
-            )
+        if self.density < 1:
+            check_steps(self.warmup, self.cooldown, steps, "density would fall")
 
 
 @dataclass(frozen=True)

@@ -68,5 +68,20 @@ def test_a_model_without_gelus_is_refused() -> None:
     """Prevents an option that does nothing."""
     with pytest.raises(InputError, match="BertForMaskedLM has no GeLU"):
         GeluToRelu().attach(tiny("BertForMaskedLM", hidden_act="relu"))
-    with pytest.raises(InputError, match="the run has no optimizer step"):
-        GeluToRelu().start(0)
+
+
+@pytest.mark.parametrize(
+    ("shares", "steps", "expected"),
+    [
+        ((0.5, 0.5), 10, r"0\.5 and .* 0\.5 leave nothing"),
+        ((0.6, 0.6), 10, r"0\.6 and .* 0\.6 leave nothing"),
+        ((-0.1, 0.3), 10, r"a warmup of -0\.1 must be a share"),
+        ((0.1, 1.0), 10, r"a cooldown of 1\.0 must be a share"),
+        ((0.1, 0.3), 0, r"has 0 optimizer steps, too few: GeLU would become ReLU from step 0 to step 0 "),
+        ((0.6, 0.3), 10, r"has 10 optimizer steps, .* from step 6 to step 7 .* \(0\.6\) and cool-down \(0\.3\)"),
+    ],
+)
+def test_a_change_that_cannot_be_gradual_is_refused(shares: tuple[float, float], steps: int, expected: str) -> None:
+    """Prevents activations that change backwards, at once, or fail when the run is over."""
+    with pytest.raises(InputError, match=expected):
+        GeluToRelu(*shares).start(steps)

@@ -145,6 +145,11 @@ SPOILED = {
     "no such module": ({"--pruned_modules": "*.atention.*"}, r"the pattern \*\.atention\.\* matches none of the 26 "),
     "too short a run": ({"--max_steps": "2"}, r"the run has 2 optimizer steps.* from step 0\.2 to step 1\.4"),
     "no room to prune": ({"--pruning_warmup": "0.7"}, r"0\.7 and a cool-down of 0\.3 leave nothing"),
+    "no room to change": (
+        {"--schedule": "one_shot", "--score": "magnitude", "--gelu_to_relu": "true"}
+        | {"--pruning_warmup": "0.5", "--pruning_cooldown": "0.5"},
+        r"0\.5 and a cool-down of 0\.5 leave nothing",
+    ),
     "no such structure": ({"--structure": "head"}, r"no structure head: give weights, rows, columns, heads, ffn, "),
     "a block too large": ({"--structure": "64x64"}, r"64x64 does not divide \S*query, which has 32 outputs and 32 "),
     "no layers to choose from": ({"--pruned_layers": "1"}, "--pruned_layers needs --structure layers"),
