@@ -7,10 +7,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.parametrize import is_parametrized
 from transformers import PreTrainedModel
 
 from prunelle.compression.method import CompressionMethod, RunOnExamples
+from prunelle.compression.processes import agree
 from prunelle.compression.pruning.calibration import gate_gradients, input_norms
 from prunelle.compression.pruning.layers import gate_layers
 from prunelle.compression.pruning.masks import IS_OPEN, HardConcreteMask, Mask, WandaMask
@@ -145,6 +147,7 @@ class Pruning(CompressionMethod):
                 )
         score_init = "zero" if self.structure == LAYERS else self.score_init
         self.groups = [UnitMasks(model, group, self.score, score_init, generator) for group in groups]
+        _keep_from_broadcasts(model)
 
     def start(self, steps: int) -> None:
         self.schedule.check(steps)
@@ -165,6 +168,7 @@ class Pruning(CompressionMethod):
                 group.set_scores(sums[group.group.name] / sums[group.group.name].norm().clamp(min=1e-30))
         elif self.score == "taylor" and self.schedule.at(0.0) < 1:
             run(self.calibration_samples, self._check_and_gather)
+        agree(buffer for mask in self.masks.values() for buffer in mask.buffers())
         self.is_calibrated = True
 
     @torch.no_grad()
@@ -304,3 +308,13 @@ class Pruning(CompressionMethod):
 
     def _learned(self) -> dict[str, nn.Parameter]:
         return {group.group.name: group.learned for group in self.groups if group.learned is not None}
+
+
+def _keep_from_broadcasts(model: nn.Module) -> None:
+    """Have DDP, once it wraps the model, leave the masks alone: every process finds the same ones.
+
+    With each forward pass it sends all other buffers from the first process to the others.
+    """
+    masks = {name: module for name, module in model.named_modules() if isinstance(module, Mask)}
+    buffers = [f"{name}.{key}" for name, mask in masks.items() for key, _ in mask.named_buffers()]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, buffers)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from prunelle.compression.anatomy import matrix
 from prunelle.compression.layers import find_layers
 from prunelle.compression.method import CompressionMethod, RunOnExamples
+from prunelle.compression.processes import agree
 from prunelle.compression.quantization.bias_correction import correcting_biases, output_means
 from prunelle.compression.quantization.compensation import compensated, gram_matrices
 from prunelle.compression.quantization.inputs import NAME, DynamicInput, StaticInput, quantize_inputs
@@ -140,7 +141,7 @@ class Quantization(CompressionMethod):
                 quantizer.enabled = True
             with correcting_biases(self.linear, means):
                 run(self.calibration_samples, None)
-            self._agree()
+            agree(parameter for module in self.linear.values() for parameter in module.parameters())
         self.calibrated = True
 
     def step(self, progress: float) -> None:
@@ -215,13 +216,6 @@ class Quantization(CompressionMethod):
             original = module.parametrizations["weight"].original.detach()
             weight = original if isinstance(module, nn.Linear) else original.T
             weight.copy_(compensated(weight * divisors, gram / torch.outer(divisors, divisors), INT8_END) / divisors)
-
-    def _agree(self) -> None:
-        """Have all processes go on as the first: sums that differ in the last bit can round otherwise."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            for module in self.linear.values():
-                for parameter in module.parameters():
-                    torch.distributed.broadcast(parameter.detach(), 0)
 
     def _static(self) -> dict[str, StaticInput]:
         inputs = {name: getattr(module, NAME, None) for name, module in self.linear.items()}

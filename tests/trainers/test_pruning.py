@@ -297,32 +297,60 @@ def test_a_short_run_is_refused(tmp_path: Path) -> None:
 TWO_PROCESSES = """
 import sys
 from safetensors.torch import save_file
-from test_pruning import GLOBAL, SGD, model, prune, state
+from test_pruning import CASES, SGD, model, prune, state
 
-trainer = prune(sys.argv[1], GLOBAL, model().double(), per_device_train_batch_size=2, **SGD)
+trainer = prune(sys.argv[1], CASES[sys.argv[2]], model().double(), per_device_train_batch_size=2, **SGD)
 assert trainer.accelerator.num_processes == 2
+sent = {id(buffer) for buffer in trainer.model_wrapped.modules_buffers}
+masks = [buffer for name, buffer in trainer.model.named_buffers() if ".parametrizations." in name]
+assert masks and not any(id(buffer) in sent for buffer in masks)
 save_file(state(trainer), f"{sys.argv[1]}/{trainer.args.process_index}")
 """
-GLOBAL = {
-    "density": 0.3,
-    "structure": ["heads", "weights"],
-    "score": "soft_movement",
-    "score_init": "noise",
-    "score_learning_rate": 1.0,
+CASES: dict[str, dict[str, Any]] = {
+    "learned": {
+        "density": 0.3,
+        "structure": ["heads", "weights"],
+        "score": "soft_movement",
+        "score_init": "noise",
+        "score_learning_rate": 1.0,
+    },
+    "drawn": {"density": 0.3, "score": "l0", "score_learning_rate": 1.0},
+    "calibrated": {"density": 0.3, "score": "wanda", "calibration_samples": 4},
 }
 SGD: dict[str, Any] = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}
 
 
-def test_two_processes_prune_like_one(tmp_path: Path) -> None:
-    """Prevents masks that differ between processes, each of which would train a model of its own."""
-    (tmp_path / "two.py").write_text(TWO_PROCESSES)
+def run_two(script: str, folder: Path, case: str) -> list[dict[str, torch.Tensor]]:
+    """What each process of a script has saved."""
+    (folder / "two.py").write_text(script)
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(Path(__file__).parent)}
     environment["PYTHONPATH"] += os.pathsep + os.environ.get("PYTHONPATH", "")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run([*launcher, tmp_path / "two.py", tmp_path], capture_output=True, text=True, env=environment)
+    done = subprocess.run([*launcher, folder / "two.py", folder, case], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    one = prune(tmp_path, GLOBAL, model().double(), per_device_train_batch_size=4, **SGD)
-    first, second = (load_file(tmp_path / str(process)) for process in range(2))
+    return [load_file(folder / str(process)) for process in range(2)]
+
+
+@pytest.mark.parametrize("case", ["learned", "drawn"])
+def test_two_processes_prune_like_one(tmp_path: Path, case: str) -> None:
+    """Prevents masks that differ between processes, each of which would train a model of its own, or that are sent
+    from one to the other with every forward pass."""
+    first, second = run_two(TWO_PROCESSES, tmp_path, case)
+    one = prune(tmp_path, CASES[case], model().double(), per_device_train_batch_size=4, **SGD)
     for key, tensor in state(one).items():
         assert torch.equal(first[key], second[key])
         torch.testing.assert_close(first[key], tensor, rtol=0, atol=1e-9)
+
+
+def test_two_processes_go_on_with_what_the_first_has_found(tmp_path: Path) -> None:
+    """Prevents masks that part because two processes have not found quite the same on their examples."""
+    other_examples = """
+import os
+import test_pruning
+
+rows = test_pruning.rows
+if os.environ["RANK"] == "1":
+    test_pruning.rows = lambda count=16: rows(count).select(range(count - 1, -1, -1))
+"""
+    first, second = run_two(other_examples + TWO_PROCESSES, tmp_path, "calibrated")
+    assert all(torch.equal(tensor, second[key]) for key, tensor in first.items())
