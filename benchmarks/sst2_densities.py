@@ -39,6 +39,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, se
 
 from prunelle.compression import bake
 from prunelle.compression.pruning import density_by_weight
+from prunelle.compression.pruning.unit_masks import LEARNED
 from prunelle.trainers import DistillationArguments, DistillationTrainer, PruningArguments
 from prunelle.trainers.finetuning import trainer_data
 
@@ -75,7 +76,7 @@ def main() -> None:
     settings["start"] = "fine-tuned" if options.pretrained is None else "pretrained"
     settings["teacher"] = sentences.accuracy(expected, "test")
     for seed, density, score in itertools.product(options.seeds, options.densities, options.scores):
-        is_learned = "movement" in score
+        is_learned = score in LEARNED
         run = {
             "score": score,
             "density": density,
@@ -110,12 +111,12 @@ def prune(
     """A model that was pruned from `start`, and the density of its pruned weights together."""
     set_seed(seed)
     model = deepcopy(start).requires_grad_()  # a trainer whose teacher it was has frozen it
+    learning = {"score_init": options.score_init, "score_learning_rate": options.score_learning_rate}
     pruning = PruningArguments(
         density=[density],
         score=score,  # type: ignore[arg-type]
-        score_init=options.score_init,
-        score_learning_rate=options.score_learning_rate,
         pruning_cooldown=options.cooldown,
+        **(learning if score in LEARNED else {}),
     )
     with tempfile.TemporaryDirectory() as folder:
         arguments = DistillationArguments(

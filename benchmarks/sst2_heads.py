@@ -91,13 +91,9 @@ def without_heads(
     model = deepcopy(sentences.model)
     if not gone:
         return model
-    pruning = PruningArguments(
-        structure=["heads"],
-        density=[1 - gone / 100],
-        schedule="one_shot",
-        calibration_samples=calibration_samples,
-        **flags,
-    )
+    if flags["score"] != "random":
+        flags = flags | {"calibration_samples": calibration_samples}
+    pruning = PruningArguments(structure=["heads"], density=[1 - gone / 100], schedule="one_shot", **flags)
     with tempfile.TemporaryDirectory() as folder:
         arguments = FinetuningArguments(output_dir=folder, num_train_epochs=0, seed=seed, **TRAINING)
         inputs = trainer_data(sentences.task, sentences.tokenizer, sentences.encoded)

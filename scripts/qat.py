@@ -45,7 +45,6 @@ def main(argv: Sequence[str]) -> None:
         quantized.model = student_from_layers(quantized.model, layers)
     with arguments.main_process_first():
         encoded = task.encode(quantized.tokenizer)
-
     inputs = trainer_data(task, quantized.tokenizer, encoded)
     examples = DataLoader(encoded["validation"], arguments.eval_batch_size, collate_fn=inputs["data_collator"])
     quantization = leave_out_sensitive(quantization, quantized.model, examples, Path(str(arguments.output_dir)))
@@ -69,6 +68,7 @@ def main(argv: Sequence[str]) -> None:
         None if pruning.prune_vocabulary else models.teacher_name_or_path,
         plan,
         compact=pruning.compact if models.prune else None,
+        save_sparse=pruning.save_sparse,
         methods=["distill"] * (teacher is not None) + ["prune"] * models.prune + ["quantize"],
         recipe=recipe,
         **left,

@@ -1,8 +1,8 @@
 """Pruning: what it is asked for by flags, and the trainer that does it on labels alone."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ from prunelle.compression.pruning import (
     shrink,
 )
 from prunelle.compression.pruning.nn_pruning_bridge import SparseArguments, methods_of, read_arguments
-from prunelle.compression.pruning.unit_masks import LEARNED
+from prunelle.compression.pruning.unit_masks import CALIBRATED, LEARNED
 from prunelle.errors import InputError
 from prunelle.tasks import Task
 from prunelle.trainers.arguments import DistillationArguments, FinetuningArguments
@@ -36,6 +36,11 @@ logger = logging.getLogger(__name__)
 
 # Flags of what is done beside the pruning itself.
 _AFTER_PRUNING = ("prune_vocabulary", "shrink", "save_sparse", "round_to")
+
+
+def _default(flag: Any) -> Any:
+    """What a dataclass gives a field that nothing is said about."""
+    return flag.default if flag.default_factory is MISSING else flag.default_factory()
 
 
 @dataclass
@@ -164,19 +169,16 @@ class PruningArguments:
     )
 
     def __post_init__(self) -> None:
+        said = [f.name for f in fields(self) if getattr(self, f.name) != _default(f)]
         self.nn_pruning: SparseArguments | None = None
         if self.nn_pruning_config is not None:
-            usual, still_open = PruningArguments(), ("nn_pruning_config", *_AFTER_PRUNING)
-            said = [f.name for f in fields(self) if getattr(self, f.name) != getattr(usual, f.name)]
-            if twice := [name for name in said if name not in still_open]:
+            if twice := [name for name in said if name not in ("nn_pruning_config", *_AFTER_PRUNING)]:
                 raise InputError(f"--nn_pruning_config says what is pruned: leave out --{twice[0]}, or the file")
             self.nn_pruning = read_arguments(Path(self.nn_pruning_config))
         if self.score_penalty is not None and not 0 <= self.score_penalty < float("inf"):
-            raise InputError(f"--score_penalty {self.score_penalty} must not be negative")
+            raise InputError(f"--score_penalty {self.score_penalty} must be a number, and not negative")
         if not 0 < self.score_learning_rate < float("inf"):
-            raise InputError(f"--score_learning_rate {self.score_learning_rate} must be above 0")
-        if self.score not in LEARNED and self.score_penalty:
-            raise InputError(f"--score_penalty needs scores that are learned, and --score {self.score} learns none")
+            raise InputError(f"--score_learning_rate {self.score_learning_rate} must be a number above 0")
         if self.calibration_samples < 1:
             raise InputError(f"--calibration_samples {self.calibration_samples} must be at least 1")
         is_idle = self.schedule != "cubic" and not (self.gelu_to_relu or self.layer_norm_to_no_norm)
@@ -196,6 +198,9 @@ class PruningArguments:
             raise InputError(f"--round_to {self.round_to} must be at least 1")
         if self.shrink is None:
             self.shrink = not set(SHARED).isdisjoint(self.structure) or self.nn_pruning is not None
+        for name, reason in self._idle():
+            if name in said:
+                raise InputError(f"--{name} {reason}")
         if len(self.density) not in (1, len(self.structure)):
             raise InputError(f"--density has {len(self.density)} values and --structure {len(self.structure)}")
         self.methods(seed=0)
@@ -240,6 +245,20 @@ class PruningArguments:
         if LAYERS in self.structure:
             model = remove_layers(model)
         return shrink(model, self.round_to) if self.shrink else model
+
+    def _idle(self) -> Iterator[tuple[str, str]]:
+        """Flags that the others leave nothing to say, and what they would need."""
+        if self.score not in LEARNED:
+            for name in ("score_penalty", "score_init", "score_learning_rate"):
+                yield name, f"needs scores that are learned, and --score {self.score} learns none"
+        if not (self.score in CALIBRATED or (self.score == "taylor" and self.schedule == "one_shot")):
+            yield "calibration_samples", "needs --score wanda or head_importance, or a one-shot taylor"
+        if self.structure == [LAYERS]:
+            for name in ("pruned_modules", "excluded_modules"):
+                yield name, "chooses modules, and --structure layers prunes whole layers: give another structure too"
+            yield "score_init", "begins at weights, and layers have none of their own: their scores begin at 0"
+        if not self.shrink:
+            yield "round_to", "needs --shrink true"
 
     def _schedule(self, density: float) -> OneShotSchedule:
         if self.schedule == "iterative":

@@ -172,7 +172,23 @@ SPOILED = {
     "no examples": ({"--calibration_samples": "0"}, r"--calibration_samples 0 must be at least 1"),
     "an empty row": ({"--score": "wanda", "--density": "0.01"}, r"keeps none of the 32 weights in a row of"),
     "a penalty on nothing": ({"--score": "magnitude", "--score_penalty": "1"}, r"--score magnitude learns none"),
-    "scores that stand still": ({"--score_learning_rate": "0"}, r"--score_learning_rate 0\.0 must be above 0"),
+    "a penalty that is no number": ({"--score_penalty": "nan"}, r"--score_penalty nan must be a number, and not neg"),
+    "a rate of nothing": (
+        {"--score": "wanda", "--score_learning_rate": "5"},
+        r"--score_learning_rate .* wanda learns none",
+    ),
+    "a start of nothing": (
+        {"--score": "random", "--score_init": "noise"},
+        r"--score_init .* --score random learns none",
+    ),
+    "examples of nothing": ({"--calibration_samples": "7"}, r"--calibration_samples needs --score wanda or head_imp"),
+    "modules of layers": ({"--structure": "layers", "--excluded_modules": "*.0.*"}, r"--excluded_modules chooses mod"),
+    "layers at random": (
+        {"--structure": "layers", "--score_init": "noise"},
+        r"--score_init .*: their scores begin at 0",
+    ),
+    "rounded and not taken out": ({"--round_to": "4"}, r"--round_to needs --shrink true"),
+    "scores that stand still": ({"--score_learning_rate": "0"}, r"--score_learning_rate 0\.0 must be a number above 0"),
     "a loss without its teacher": ({"--temperature": "4"}, r"give --teacher_name_or_path, or no --temperature"),
     "no such teacher": ({"--teacher_name_or_path": "nowhere"}, r"no folder nowhere"),
 }

@@ -55,13 +55,15 @@ def test_distilled_pruned_and_quantized_in_one_run(sound: dict[str, str], teache
     sound |= {"--train_file": str(few), "--validation_file": str(few), "--test_file": str(few)}
     sound["--prune_vocabulary"] = "train"
     words = ["--student_layers", "0,3", "--prune", "true", "--structure", "heads", "ffn", "--density", "0.5"]
-    assert qat(sound, *words, "--score", "magnitude", "--round_to", "1", "--max_steps", "8") == 0
+    words += ["--score", "magnitude", "--round_to", "1", "--save_sparse", "true"]
+    assert qat(sound, *words, "--max_steps", "8") == 0
     run = tmp_path / "run"
     record = json.loads((run / "compression.json").read_text())
     assert record["methods"] == ["distill", "prune", "quantize"]
     assert len(record["density"]) == 2 * 6
     assert all(0.45 < density <= 0.5 for density in record["density"].values())  # some of those left are rounded to 0
     assert (run / "density.svg").read_text().count(" % of its weights are left") == 2 * 6
+    assert [file.name for file in run.glob("*.safetensors")] == ["model_sparse.safetensors"]
     small = from_pretrained(run)
     assert small.config.vocab_size < AutoModelForSequenceClassification.from_pretrained(teacher).config.vocab_size
     assert [tuple(layer.output.dense.weight.shape) for layer in small.bert.encoder.layer] == [(32, 32)] * 2
