@@ -1,11 +1,12 @@
 """Loads any checkpoint, those included whose layers stock classes cannot build."""
 
 import copy
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import transformers
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from prunelle.compression.pruning.nn_pruning_checkpoints import read_nn_pruning, say_pruned_heads
 from prunelle.compression.shapes import shaped_class
@@ -47,6 +48,9 @@ def _load(stock: type[PreTrainedModel], name: str, config: PreTrainedConfig, **o
     model_class = shaped_class(stock, config)
     if weights is None:
         return model_class.from_pretrained(name, config=config, **options)
+    if model_class.can_generate():
+        with suppress(OSError):  # it has none: what the model's configuration says then stands
+            options = {"generation_config": GenerationConfig.from_pretrained(name)} | options
     loaded = model_class.from_pretrained(None, config=config, state_dict=weights, **options)
     (loaded[0] if isinstance(loaded, tuple) else loaded).name_or_path = name
     return loaded

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import BertConfig, BertForMaskedLM, PreTrainedModel
+from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 import prunelle
 from prunelle.compression.pruning import shrink
@@ -87,6 +87,20 @@ def test_weights_without_zeros_are_stored_as_they_are(tmp_path: Path) -> None:
     store_sparse(tmp_path)
     assert (tmp_path / SPARSE_NAME).stat().st_size < dense * 1.01
     assert not [name for name in load_file(tmp_path / SPARSE_NAME) if name.endswith("dense.weight.bits")]
+
+
+def test_a_packed_model_writes_as_it_was_told_to(tmp_path: Path) -> None:
+    """Prevents texts of another length, or drawn from other tokens, than those of the same model unpacked."""
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2, eos_token_id=3, bos_token_id=2))
+    model.generation_config.update(max_length=37, do_sample=True, top_k=3)
+    model.save_pretrained(tmp_path)
+    stock = GPT2LMHeadModel.from_pretrained(tmp_path).generation_config.to_dict()
+    store_sparse(tmp_path)
+    loaded = prunelle.from_pretrained(str(tmp_path)).generation_config.to_dict()
+    assert (loaded["max_length"], loaded["top_k"]) == (37, 3)
+    assert loaded == stock
+    (tmp_path / "generation_config.json").unlink()
+    assert prunelle.from_pretrained(str(tmp_path)).generation_config.max_length != 37
 
 
 def test_a_shrunk_model_is_packed_too(tmp_path: Path) -> None:
