@@ -196,7 +196,6 @@ class _Steps(TrainerCallback):
         self.gradients_checked = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.gradients_checked = state.global_step > 0  # by the run that is resumed, while nothing was masked yet
         for method in self.trainer.methods:
             method.start(state.max_steps)
             if not state.global_step:

@@ -197,13 +197,13 @@ class Pruning(CompressionMethod):
         return groups
 
     def check_gradients(self) -> None:
-        if self.frozen:
-            return  # nothing is learned any more, and what is all masked has no gradient
+        if not all(bool(group.kept.all()) for group in self.groups):
+            return  # what is all masked has no gradient, and may keep it from others
         for group in self.groups:
             if group.needs_gradient and not group.has_gradient:
                 raise InputError(
-                    f"the scores of {group.group.name} get no gradient: it takes no part in the loss, and nothing "
-                    "can be learned about it; exclude it, or prune by magnitude"
+                    f"the scores of {group.group.name} get no gradient: it takes no part in the loss, or weights "
+                    "beside it are all zero, and nothing can be learned about it; exclude it, or prune by magnitude"
                 )
 
     def observe(self) -> None:

@@ -140,7 +140,8 @@ class UnitMasks:
         weights = [weight.to(torch.promote_types(weight.dtype, torch.float32)) for weight in weights]
         units = next(iter(self.group.layouts.values())).units
         if start == "magnitude":
-            return self._mean(weight.abs() / weight.std() for weight in weights).view(units)
+            # A matrix of zeros has no spread either.
+            return self._mean(weight.abs() / weight.std().clamp(min=1e-12) for weight in weights).view(units)
         noise = torch.randn(units, generator=generator) * 0.01
         return noise.to(weights[0]) if start == "noise" else weights[0].new_zeros(units)
 

@@ -281,6 +281,18 @@ def test_a_model_is_pruned_in_a_loop_and_baked(name: str, score: Any, tmp_path: 
     assert method.ranking == "tensor" or abs(total - 0.3 * every) <= 1
 
 
+@pytest.mark.parametrize("score", ["movement", "soft_movement", "l0", "taylor"])
+def test_a_matrix_of_zeros_is_pruned_too(score: Any) -> None:
+    """Prevents scores that are not numbers, in one matrix or by one threshold in all, where all weights are zero."""
+    model = tiny()
+    query = model.bert.encoder.layer[1].attention.self.query
+    nn.init.zeros_(query.weight)
+    nn.init.ones_(query.bias)  # else keys have no gradient
+    method = Pruning(CubicSchedule(0.3, 0.1, 0.3), score)
+    train(model, method)
+    assert all(group.ranking().isfinite().all() for group in method.groups)
+
+
 def test_masks_stay_once_the_density_is_reached() -> None:
     """Prevents a cool-down in which the model is fine-tuned for masks that it will not have."""
     model = tiny()
