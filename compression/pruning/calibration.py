@@ -1,12 +1,13 @@
 """What a model shows of its weights while it computes on examples."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from prunelle.compression.hooks import hooked
+from prunelle.errors import InputError
 
 
 @contextmanager
@@ -19,6 +20,9 @@ def input_norms(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[
 
     Yields:
         By name (inputs,) the l2 norms, filled in at the end.
+
+    Raises:
+        InputError: at the end: one of the modules has read nothing.
     """
     squares: dict[str, Any] = dict.fromkeys(modules, 0.0)
     batch: dict[str, Any] = {}
@@ -38,6 +42,7 @@ def input_norms(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[
     norms: dict[str, Tensor] = {}
     with hooked(hooks):
         yield norms
+    _check_reached(modules, {name for name, total in squares.items() if isinstance(total, Tensor)})
     norms |= {name: total.sqrt() for name, total in squares.items()}
 
 
@@ -53,6 +58,9 @@ def gate_gradients(readers: Mapping[str, tuple[nn.Module, int]]) -> Iterator[dic
 
     Yields:
         By name (parts,) the sums.
+
+    Raises:
+        InputError: at the end: of one of the modules there is no gradient.
     """
     sums: dict[str, Any] = {}
 
@@ -70,3 +78,9 @@ def gate_gradients(readers: Mapping[str, tuple[nn.Module, int]]) -> Iterator[dic
     ]
     with hooked(hooks):
         yield sums
+    _check_reached(readers, sums)
+
+
+def _check_reached(names: Iterable[str], found: Collection[str]) -> None:
+    if missed := [name for name in names if name not in found]:
+        raise InputError(f"no example reaches {missed[0]}, and nothing can be found out about it: exclude it")

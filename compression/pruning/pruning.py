@@ -108,8 +108,10 @@ class Pruning(CompressionMethod):
             raise InputError(f"head_importance ranks heads, not {structure}")
         if ranking == "row" and structure != "weights":
             raise InputError(f"rows are ranked where weights go one by one, not for {structure}")
-        if structure == LAYERS and score in ("magnitude", "wanda") and not pruned_layers:
+        if structure == LAYERS and score == "magnitude" and not pruned_layers:
             raise InputError("layers have no magnitude: choose another score, or say which are to go")
+        if structure == LAYERS and score == "wanda":
+            raise InputError("layers have no inputs that wanda could measure: choose another score")
         self.schedule, self.score, self.structure, self.score_init = schedule, score, structure, score_init
         usual = "global" if score in ("soft_movement", "l0") else "tensor"
         self.ranking = ranking or ("row" if score == "wanda" and structure == "weights" else usual)

@@ -163,6 +163,7 @@ def test_scores_decide_which_layers_go() -> None:
         ("Bert", {"pruned_layers": [4]}, {}, "there is no layer 4 to prune: there are 0 to 3"),
         ("Bert", {}, {"num_hidden_layers": 1}, "BertForSequenceClassification has a single layer"),
         ("Bert", {"score": "magnitude"}, {}, "layers have no magnitude"),
+        ("Bert", {"score": "wanda", "pruned_layers": [1]}, {}, "layers have no inputs that wanda could measure"),
         ("Bert", {"density": 0.1}, {}, r"a density of 0\.1 keeps none of 4 layers: give 0\.25 at least"),
         ("Bert", {"density": 0.1, "score": "l0"}, {}, r"a density of 0\.1 keeps none of 4 layers"),
         ("Bert", {"pruned_layers": [0, 1, 2, 3]}, {}, r"a density of 0\.0 must be above 0"),

@@ -246,3 +246,18 @@ def test_head_importance_is_the_gradient_of_a_gate_example_by_example() -> None:
     expected /= expected.square().sum(1, keepdim=True).sqrt()
     found = torch.stack([group.ranking() for group in method.groups])
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("score", "structure"), [("wanda", "weights"), ("head_importance", "heads")])
+def test_what_no_example_reaches_is_named(score: Any, structure: str) -> None:
+    """Prevents a traceback, or heads that go because they were never seen."""
+    model = tiny().eval()
+    method = Pruning(OneShotSchedule(0.5), score, structure=structure)
+    method.attach(model)
+
+    def run(samples: int, after_batch: Any) -> None:
+        model.bert.encoder.layer = model.bert.encoder.layer[:1]
+        nn.functional.cross_entropy(model(**padded(0)).logits, LABELS).backward()
+
+    with pytest.raises(InputError, match=r"no example reaches bert\.encoder\.layer\.1.*: exclude it"):
+        method.calibrate(model, run)
