@@ -158,11 +158,15 @@ def densities(density: Mapping[str, float], kept_layers: Sequence[int] | None = 
             outside of the layers have a row of their own.
         kept_layers: the layers that are left, where whole ones were pruned.
     """
+    inside = {name: re.fullmatch(r"(.*?)\.(\d+)\.(.+)\.weight", name) for name in density}
+    stacks = {found[1] for found in inside.values() if found}
     cells: dict[str, dict[str, float]] = {}
     for name, value in density.items():
-        inside = re.fullmatch(r".*?\.(\d+)\.(.+)\.weight", name)
-        row, column = inside.groups() if inside else (name.removesuffix(".weight"), "")
-        is_gone = inside is not None and kept_layers is not None and int(row) not in kept_layers
+        row, column, is_gone = name.removesuffix(".weight"), "", False
+        if found := inside[name]:
+            stack, layer, column = found.groups()
+            row = layer if len(stacks) == 1 else f"{stack}.{layer}"  # an encoder's and a decoder's
+            is_gone = kept_layers is not None and int(layer) not in kept_layers
         cells.setdefault(row, {})[column] = 0.0 if is_gone else value
     columns = list(dict.fromkeys(column for row in cells.values() for column in row))
     cell, high = 54, 22
