@@ -99,7 +99,11 @@ class CompressionMethod:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what `state_dict` gave."""
+        """Take up what `state_dict` gave, before the model's own is loaded.
+
+        Raises:
+            InputError: It is not of this method with these settings.
+        """
 
     def finish(self) -> None:
         """See that the run has come to where it was to end.

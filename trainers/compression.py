@@ -177,15 +177,18 @@ class CompressionTrainer(Trainer):
             states = {f"{n}.{k}": v for n, method in enumerate(self.methods) for k, v in method.state_dict().items()}
             save_file(states, Path(output_dir) / METHODS)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and self.methods:
-            if not (file := Path(checkpoint) / METHODS).is_file():
-                raise InputError(f"{checkpoint} holds no {METHODS}: it was trained without compression")
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        # Before the weights, which the methods of another run would not let in.
+        if self.methods:
+            if not (file := Path(resume_from_checkpoint) / METHODS).is_file():
+                raise InputError(f"{resume_from_checkpoint} holds no {METHODS}: it was trained without compression")
             states = load_file(file)
+            if {key.partition(".")[0] for key in states} - {str(number) for number in range(len(self.methods))}:
+                raise InputError(f"{resume_from_checkpoint} was compressed in more ways than this run: resume with all")
             for number, method in enumerate(self.methods):
                 prefix = f"{number}."
                 method.load_state_dict({k.removeprefix(prefix): v for k, v in states.items() if k.startswith(prefix)})
-        super()._load_optimizer_and_scheduler(checkpoint)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
 
 class _Steps(TrainerCallback):

@@ -284,6 +284,9 @@ class SparsePruning(Pruning):
         )
         super().start(steps)
 
+    def settings(self) -> dict[str, Any]:
+        return dataclasses.asdict(self.arguments)
+
     def penalty(self) -> Tensor | float:
         mode = self.arguments.regularization
         if self.frozen or mode not in ("l1", "l0"):

@@ -1,5 +1,6 @@
 """Pruning while training: masks that follow the scores on a schedule, and stay once the density is reached."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -228,9 +229,30 @@ class Pruning(CompressionMethod):
 
     def state_dict(self) -> dict[str, Tensor]:
         density = torch.tensor(self.density, dtype=torch.float64)
-        return {"frozen": torch.tensor(self.frozen), "density": density}
+        settings = torch.tensor(list(json.dumps(self.settings()).encode()), dtype=torch.uint8)
+        return {"frozen": torch.tensor(self.frozen), "density": density, "settings": settings}
+
+    def settings(self) -> dict[str, Any]:
+        """What a resumed run has to have in common with the one before, in JSON's types."""
+        return {
+            "structure": self.structure,
+            "score": self.score,
+            "ranking": self.ranking,
+            "schedule": str(self.schedule),
+            "modules": list(self.masks),
+            "pruned_layers": sorted(set(self.pruned_layers)),
+        }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        if "settings" not in state:
+            raise InputError(f"the checkpoint is of a run that did not prune {self.structure}")
+        before = json.loads(bytes(state["settings"].tolist()))
+        for name, now in self.settings().items():
+            if before.get(name) != now:
+                was = "are others" if isinstance(now, list) else f"is {before.get(name)} there and {now} here"
+                raise InputError(
+                    f"another pruning wrote the checkpoint, whose {name} {was}: resume with the same flags"
+                )
         self.density = state["density"].item()
         self.is_calibrated = True  # of a run that has begun
         if state["frozen"]:

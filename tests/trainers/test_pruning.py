@@ -193,6 +193,44 @@ def test_a_checkpoint_without_masks_is_refused(tmp_path: Path) -> None:
         prune(tmp_path, {"density": 0.3}, resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            {"density": 0.4},
+            r"whose schedule is \S*density=0\.3\D.* there and \S*density=0\.4\D.* here: resume with the sam",
+        ),
+        ({"pruning_cooldown": 0.4}, r"whose schedule is .*=0\.3\) there and .*=0\.4\) here"),
+        ({"score": "l0"}, r"whose score is magnitude there and l0 here"),
+        ({"structure": ["4x4"]}, r"whose structure is weights there and 4x4 here"),
+        ({"excluded_modules": ["*.query"]}, r"whose modules are others"),
+        (
+            {"score": "random", "structure": ["layers"], "pruned_layers": [0]},
+            r"whose structure is weights there and lay",
+        ),
+    ],
+    ids=lambda change: " ".join(change) if isinstance(change, dict) else "",
+)
+def test_a_run_resumes_with_the_settings_that_it_had(tmp_path: Path, change: dict[str, Any], expected: str) -> None:
+    """Prevents a run that trains to its end and fails there, and weights that are left as they were at first because
+    the checkpoint has them under the name that only masked ones have."""
+    pruning: dict[str, Any] = {"density": 0.3, "score": "magnitude"}
+    prune(tmp_path, pruning, save_strategy="steps", save_steps=7)
+    with pytest.raises(InputError, match=expected):
+        prune(tmp_path, pruning | change, resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
+
+
+def test_a_run_resumes_with_all_that_it_did(tmp_path: Path) -> None:
+    """Prevents weights that are left as they were at first because the rest of the methods knows nothing of them."""
+    prune(tmp_path, {"density": 0.5, "structure": ["ffn", "4x4"]}, save_strategy="steps", save_steps=7)
+    checkpoint = str(tmp_path / "checkpoint-7")
+    with pytest.raises(InputError, match="was compressed in more ways than this run"):
+        prune(tmp_path, {"density": 0.5, "structure": ["ffn"]}, resume_from_checkpoint=checkpoint)
+    prune(tmp_path, {"density": 0.5, "structure": ["ffn"]}, save_strategy="steps", save_steps=7)
+    with pytest.raises(InputError, match="is of a run that did not prune 4x4"):
+        prune(tmp_path, {"density": 0.5, "structure": ["ffn", "4x4"]}, resume_from_checkpoint=checkpoint)
+
+
 def test_scores_have_an_optimizer_group_of_their_own(tmp_path: Path) -> None:
     """Prevents weight decay on scores, which pulls them all towards one threshold, and scores trained twice."""
     trainer = prune(tmp_path, {"density": 0.3, "score_learning_rate": 0.05}, weight_decay=0.1)

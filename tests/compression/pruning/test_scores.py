@@ -160,7 +160,7 @@ def test_gates_are_open_once_frozen_and_when_resumed_so() -> None:
     method: Any = Pruning(CubicSchedule(0.5, 0.1, 0.3), "l0", ranking="tensor")
     model = tiny().train()
     method.attach(model)
-    resumed, other = copy.deepcopy(method), Pruning(CubicSchedule(0.5, 0.1, 0.3), "l0")
+    resumed, other = copy.deepcopy(method), Pruning(CubicSchedule(0.5, 0.1, 0.3), "l0", ranking="tensor")
     method.step(0.7)
     for group in method.groups:
         shown = group.masks[f"{group.group.name}.weight"](torch.ones_like(group.modules[group.group.name].weight))
