@@ -5,17 +5,19 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from prunelle.compression.hooks import hooked
 from prunelle.errors import InputError
 
 
 @contextmanager
-def input_norms(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+def input_norms(model: PreTrainedModel, modules: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
     """Gathers the norm over all tokens of each feature that linear modules read.
 
     Args:
-        model: called with tensors by name; what its `attention_mask` leaves out does not count.
+        model: called with tensors by name; what its `attention_mask` leaves out does not count, nor in a decoder what
+            the decoder's own does.
         modules: parts of it, by name.
 
     Yields:
@@ -28,15 +30,18 @@ def input_norms(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[
     batch: dict[str, Any] = {}
 
     def remember(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        batch["mask"] = kwargs.get("attention_mask")
+        for name in ("attention_mask", "encoder_hidden_states", "encoder_attention_mask"):
+            batch[name] = kwargs.get(name)
 
     def add(name: str, inputs: Tensor) -> None:
-        mask = batch["mask"]
+        reads_encoder = inputs is batch["encoder_hidden_states"]
+        mask = batch["encoder_attention_mask" if reads_encoder else "attention_mask"]
         if mask is not None and mask.shape == inputs.shape[:-1]:
             inputs = inputs[mask.bool()]
         squares[name] += inputs.detach().flatten(0, -2).float().square().sum(0)
 
-    hooks = [model.register_forward_pre_hook(remember, with_kwargs=True)]
+    readers = [model, model.get_decoder()] if model.config.is_encoder_decoder else [model]
+    hooks = [reader.register_forward_pre_hook(remember, with_kwargs=True) for reader in readers]
     for name, module in modules.items():
         hooks.append(module.register_forward_pre_hook(lambda module, args, name=name: add(name, args[0])))
     norms: dict[str, Tensor] = {}

@@ -33,7 +33,8 @@ class Pruning(CompressionMethod):
 
     Scores:
 
-    - `magnitude`: |w|. Masked weights stay where they are, and can come back.
+    - `magnitude`: |w|. Masked weights get no gradient of the loss, and can come back; weight decay and what the
+      optimizer remembers still move them.
     - `movement`: learned by a straight-through gradient (arXiv:2005.07683); see `LearnedMask`.
     - `soft_movement`: the same, kept where the sigmoid of the score is above one threshold for the whole model, and a
       penalty on the sigmoids' mean. Published, the threshold stays and the penalty's weight is tuned until the
@@ -42,7 +43,8 @@ class Pruning(CompressionMethod):
       are; see `HardConcreteMask`. Here too the density is the one asked for: what is not kept is closed, what is kept
       is open from the end of the schedule on.
     - `taylor`: |w dL/dw|, to first order what the loss would change by if the weight were 0 (arXiv:1906.10771): a
-      running mean over optimizer steps. What is masked gets no gradient, and its score fades.
+      running mean over optimizer steps, of gradients as `observe` finds them (the trainers' are clipped by then). What
+      is masked gets no gradient, and its score fades.
     - `wanda`: |w| times the norm of the input that it is multiplied by, over examples (arXiv:2306.11695).
     - `head_importance`: of `heads` alone, how the loss of an example changes with a gate on what the head gives, in
       absolute value and added up over examples, divided by the norm over the layer (arXiv:1905.10650).

@@ -221,6 +221,34 @@ def test_wanda_is_weight_times_norm_of_input_row_by_row(make: Any) -> None:
             assert sorted(row.argsort(descending=True)[:count].tolist()) == kept.nonzero().flatten().tolist()
 
 
+@pytest.mark.parametrize("name", ["T5", "Bart"])
+def test_wanda_leaves_out_of_encoder_and_decoder_each_its_own_padding(name: str) -> None:
+    """Prevents the padding of the source from being cut out of the target, where both are as long."""
+    sizes = {"vocab_size": 40, "d_model": 16, "decoder_start_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+    layers = {"num_layers": 1, "num_heads": 2, "d_ff": 24, "d_kv": 8, "is_encoder_decoder": True}
+    for side in ("encoder", "decoder"):
+        layers |= {f"{side}_layers": 1, f"{side}_attention_heads": 2, f"{side}_ffn_dim": 24}
+    torch.manual_seed(0)
+    model_class = getattr(transformers, f"{name}ForConditionalGeneration")
+    model = model_class(model_class.config_class(**sizes, **layers, dropout=0.0)).double().eval()
+    ends = ("SelfAttention.q", "EncDecAttention.k", ".wi", "self_attn.q_proj", "encoder_attn.k_proj", "fc1")
+    method = Pruning(OneShotSchedule(0.5), "wanda", patterns=["*block*" if name == "T5" else "*layers*"])
+    modules = {n: module for n, module in model.named_modules() if n.endswith(ends)}
+    seen: dict[str, Tensor] = {}
+    for n, module in modules.items():
+        module.register_forward_pre_hook(lambda module, inputs, n=n: seen.update({n: inputs[0].detach()}))
+    method.attach(model)
+    of_target = torch.tensor([[1] * 5 + [0] * 2] * 3)
+    others = {"decoder_input_ids": batch(1)["input_ids"], "decoder_attention_mask": of_target}
+    method.calibrate(model, lambda samples, after_batch: model(**padded(0), **others))
+    assert len(modules) == 5
+    for n in modules:
+        reads_source = ".encoder." in f".{n}" or "EncDec" in n or "encoder_attn" in n
+        mask = padded(0)["attention_mask"] if reads_source else of_target
+        expected = seen[n][mask.bool()].square().sum(0).sqrt()
+        torch.testing.assert_close(method.masks[f"{n}.weight"].norms.double(), expected, rtol=1e-5, atol=0)
+
+
 def test_head_importance_is_the_gradient_of_a_gate_example_by_example() -> None:
     """Prevents signs that cancel between examples, and layers whose gradients are larger from keeping all heads."""
     model, plain = tiny().eval(), tiny().eval()
