@@ -83,6 +83,7 @@ def gate_layers(model: PreTrainedModel, pruned: Sequence[int] = ()) -> UnitGroup
     gates = LayerGates(stack.modules)
     model.get_submodule(parent).add_module(NAME, gates)
     layout = Layout((Axis(depth, True),), (Axis(1, False),), is_transposed=False)
+    offsets = offsets.to(gates.weight.device)  # once: a GPU would be waited for at every ranking
     return UnitGroup("the layers", {f"{parent}.{NAME}".lstrip("."): layout}, offsets=offsets)
 
 

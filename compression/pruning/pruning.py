@@ -188,8 +188,10 @@ class Pruning(CompressionMethod):
         if self.schedule.ends_by(progress):
             self._freeze()
         elif self.score == "l0":
-            # By the progress, so that all processes and a resumed run draw alike.
-            generator = torch.Generator().manual_seed(self.seed + round(progress * 2**40))
+            # By the progress, so that all processes and a resumed run draw alike; where the masks are, so that a GPU
+            # is not waited for.
+            device = next(iter(self.masks.values())).mask.device
+            generator = torch.Generator(device).manual_seed(self.seed + round(progress * 2**40))
             for group in self.groups:
                 group.draw(generator)
 

@@ -120,10 +120,11 @@ class UnitMasks:
 
     def draw(self, generator: torch.Generator) -> None:
         """Draw the gates of the next optimizer step, where there are some."""
-        uniform = torch.rand(self.group.count, generator=generator).clamp(1e-6, 1 - 1e-6)
+        drawn = torch.rand(self.group.count, generator=generator, device=generator.device)
+        noise = drawn.clamp(1e-6, 1 - 1e-6).logit()
         for mask in self.masks.values():
             assert isinstance(mask, HardConcreteMask)
-            mask.noise.copy_(uniform.logit().view_as(mask.noise))
+            mask.noise.copy_(noise.view_as(mask.noise))
 
     @property
     def _first(self) -> Any:

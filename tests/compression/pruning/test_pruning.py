@@ -18,6 +18,7 @@ from prunelle.compression.pruning import (
     Rewinding,
     density_by_weight,
     find_prunable,
+    selection,
 )
 from prunelle.compression.pruning.selection import (
     SAMPLED,
@@ -83,10 +84,16 @@ def train(model: PreTrainedModel, method: Pruning, steps: int = 10, rate: float 
     return densities
 
 
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["distinct", "ties", "equal"])
-def test_the_highest_are_counted_out(kind: str, dtype: torch.dtype) -> None:
-    """Prevents a threshold that keeps all of many equal scores: with scores from zero, that is all of them."""
+def test_the_highest_are_counted_out(
+    kind: str, dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prevents a threshold that keeps all of many equal scores (with scores from zero, that is all of them), and what
+    is done on a GPU from never being tried."""
+    if device == "gpu":
+        monkeypatch.setattr(selection, "_on_cpu", selection._on_gpu)  # which computes anywhere
     torch.manual_seed(0)
     scores = {"distinct": torch.randn(7, 11), "ties": torch.randint(0, 4, (7, 11)), "equal": torch.zeros(7, 11)}[kind]
     scores = scores.to(dtype)
@@ -95,6 +102,7 @@ def test_the_highest_are_counted_out(kind: str, dtype: torch.dtype) -> None:
         expected = torch.zeros(77, dtype=torch.bool)
         expected[order[:count]] = True
         assert torch.equal(keep_highest(scores, count), expected.view(7, 11))
+        assert torch.equal(torch.cat(keep_highest_of_all(scores.split([3, 4]), count)), expected.view(7, 11))
 
 
 @pytest.mark.parametrize("kind", ["distinct", "ties", "sample misleads"])
@@ -216,6 +224,28 @@ def test_masks_are_those_of_the_naive_reference(score: Any, ranking: Any) -> Non
     for name, expected in naive_masks(scores, method.schedule.at(0.4), ranking).items():
         assert torch.equal(method.masks[name].mask.bool(), expected)
     assert method.metrics()["density"] == pytest.approx(method.schedule.at(0.4), abs=2e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("structure", ["weights", "heads", "layers"])
+@pytest.mark.parametrize("score", ["movement", "soft_movement", "l0", "taylor"])
+def test_a_gpu_is_not_waited_for(score: Any, structure: str) -> None:
+    """Prevents masks that stop the host at every optimizer step until the GPU has done all that was asked of it."""
+    model = tiny().cuda()
+    method = Pruning(CubicSchedule(0.5, 0.0, 0.3), score, structure=structure)
+    method.attach(model)
+    nn.functional.cross_entropy(
+        model(**{name: tensor.cuda() for name, tensor in BATCH.items()}).logits, torch.tensor([0, 2], device="cuda")
+    ).backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for progress in (0.0, 0.3, 0.6, 0.7):
+            method.penalty()
+            method.observe()
+            method.step(progress)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert method.frozen
 
 
 def test_a_score_gets_the_gradient_of_movement() -> None:
