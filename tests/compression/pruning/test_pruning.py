@@ -176,6 +176,24 @@ def test_linear_modules_of_the_layers_are_found(name: str) -> None:
     assert all(any(word in n for word in ("class", "score", "pooler", "head", "wpe")) for n in outside), outside
 
 
+def test_layers_of_encoder_and_decoder_are_found() -> None:
+    """Prevents an encoder-decoder that is refused, or of which one half is left dense."""
+    sizes = {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_heads": 2}
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, num_layers=2, num_decoder_layers=1))
+    found = find_prunable(model)
+    assert len(found) == 2 * 6 + 10
+    assert "lm_head" not in found
+
+
+def test_layers_that_are_not_found_are_to_be_named() -> None:
+    """Prevents an error that says what is wrong, and not what to do."""
+    sizes = {"vocab_size": 40, "embedding_size": 8, "hidden_size": 16, "num_attention_heads": 2}
+    model = transformers.AlbertModel(transformers.AlbertConfig(**sizes, intermediate_size=24))
+    with pytest.raises(InputError, match=r"AlbertModel has no list of 12 layers .* or name the .*--pruned_modules"):
+        find_prunable(model)
+    assert len(find_prunable(model, ["*.albert_layers.*"])) == 6
+
+
 def test_patterns_choose_and_exclude() -> None:
     """Prevents a misspelt pattern from leaving a module dense, and a weight from being masked in one of two places."""
     model = tiny()
