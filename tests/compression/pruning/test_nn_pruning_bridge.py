@@ -41,6 +41,12 @@ TRAININGS: dict[str, dict[str, Any]] = {
         "regularization": "l0",
         "regularization_final_lambda": 1.0,
     },
+    "dimensions by threshold": {
+        "attention_pruning_method": "threshold",
+        "dense_pruning_method": "threshold:1d_alt",
+        "initial_threshold": -0.1,
+        "final_threshold": 0.02,
+    },
     "activations too": {"final_threshold": 0.6, "final_warmup": 0, "gelu_patch": True, "gelu_patch_steps": 7},
 }
 
