@@ -91,8 +91,14 @@ def state(trainer: CompressionTrainer) -> dict[str, torch.Tensor]:
     return trainer.accelerator.unwrap_model(trainer.model).state_dict()
 
 
-@pytest.mark.parametrize("score", ["magnitude", "soft_movement"])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    ("name", "score"),
+    [
+        *((name, score) for name in CONFIGS for score in ("magnitude", "soft_movement")),
+        *(("Roberta", "taylor"), ("DistilBert", "wanda"), ("ModernBert", "l0")),
+        *(("GPT2", score) for score in ("taylor", "wanda", "l0")),
+    ],
+)
 def test_a_model_is_pruned_while_it_is_distilled(tmp_path: Path, name: str, score: Any) -> None:
     """Prevents a method that only works on labels, or an architecture in which masks and hooks disturb each other."""
     terms = {"hidden_mse_weight": 1.0, "relation_weight": 1.0}
@@ -108,7 +114,7 @@ def test_a_model_is_pruned_while_it_is_distilled(tmp_path: Path, name: str, scor
     trainer.train()
     lines = trainer.state.log_history[:-1]
     assert [line["density"] for line in lines] == sorted((line["density"] for line in lines), reverse=True)
-    assert lines[-1]["density"] == pytest.approx(0.3, abs=2e-3)
+    assert lines[-1]["density"] == pytest.approx(0.3, abs=2e-2 if score == "wanda" else 2e-3)  # which rounds by the row
     assert lines[-1]["loss_soft_target"] > 0
     before = trainer.evaluate()["eval_loss"]
     assert bake(trainer.model)

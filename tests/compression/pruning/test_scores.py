@@ -221,6 +221,36 @@ def test_wanda_is_weight_times_norm_of_input_row_by_row(make: Any) -> None:
             assert sorted(row.argsort(descending=True)[:count].tolist()) == kept.nonzero().flatten().tolist()
 
 
+@pytest.mark.parametrize("structure", ["4x4", "heads", "ffn"])
+def test_wanda_of_a_unit_is_the_mean_over_its_weights(structure: str) -> None:
+    """Prevents norms that lie along the wrong side of one of a unit's matrices, and sums that favour large ones."""
+    model, plain = tiny().eval(), tiny().eval()
+    method = Pruning(OneShotSchedule(0.5), "wanda", structure=structure)
+    method.attach(model)
+    method.calibrate(model, lambda samples, after_batch: model(**batch(0)))
+    scores: dict[str, Tensor] = {}
+    for name, module in plain.bert.encoder.named_modules(prefix="bert.encoder"):
+        if type(module) is nn.Linear:
+            module.register_forward_hook(
+                lambda module, inputs, output, name=name: scores.update(
+                    {name: module.weight.abs() * inputs[0].flatten(0, 1).square().sum(0).sqrt()}
+                )
+            )
+    plain(**batch(0))
+    if structure == "4x4":
+        expected = {name: each.view(len(each) // 4, 4, -1, 4).mean((1, 3)) for name, each in scores.items()}
+    else:
+        expected = {}
+        for layer in dissect(plain):
+            units = getattr(layer, structure)
+            parts = [scores[name].view(units.count, -1) for name in units.producers]
+            parts.append(scores[units.consumer[0]].T.reshape(units.count, -1))
+            expected[f"{layer.name} {structure}"] = torch.cat(parts, 1).mean(1)
+    assert len(expected) == len(method.groups)
+    for group in method.groups:
+        torch.testing.assert_close(group.ranking().double(), expected[group.group.name].flatten(), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("name", ["T5", "Bart"])
 def test_wanda_leaves_out_of_encoder_and_decoder_each_its_own_padding(name: str) -> None:
     """Prevents the padding of the source from being cut out of the target, where both are as long."""
