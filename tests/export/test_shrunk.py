@@ -6,7 +6,14 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from transformers import GPT2Config, MPNetConfig, PreTrainedModel
+from transformers import (
+    DistilBertConfig,
+    GPT2Config,
+    ModernBertConfig,
+    MPNetConfig,
+    PreTrainedModel,
+    RobertaConfig,
+)
 
 from prunelle.cli import main
 from prunelle.compression import from_pretrained
@@ -17,6 +24,8 @@ from prunelle.export.runner import OnnxRunner
 
 SIZES: dict[str, Any] = {"vocab_size": 300, "initializer_range": 0.2}
 WIDTHS: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+DISTILBERT = {"dim": 32, "hidden_dim": 64, "n_heads": 4, "n_layers": 2}
+SPECIAL = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
 
 
 @torch.no_grad()
@@ -36,7 +45,16 @@ def shrunk(model: PreTrainedModel) -> PreTrainedModel:
     ("name", "config"),
     [
         ("MPNetForSequenceClassification", MPNetConfig(**SIZES, **WIDTHS)),
+        ("ModernBertForSequenceClassification", ModernBertConfig(**SIZES, **WIDTHS, **SPECIAL)),
         ("GPT2LMHeadModel", GPT2Config(**SIZES, n_embd=32, n_layer=2, n_head=4, n_inner=64, n_positions=48)),
+        pytest.param(
+            "RobertaForSequenceClassification",
+            RobertaConfig(**SIZES, **WIDTHS, type_vocab_size=1),
+            marks=pytest.mark.matrix,
+        ),
+        pytest.param(
+            "DistilBertForSequenceClassification", DistilBertConfig(**SIZES, **DISTILBERT), marks=pytest.mark.matrix
+        ),
     ],
 )
 def test_the_file_computes_what_the_pruned_model_did(name: str, config: Any, tmp_path: Path) -> None:
