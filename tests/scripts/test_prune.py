@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,8 +13,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from prunelle.cli import main
 from prunelle.compression import from_pretrained
 from prunelle.compression.anatomy import dissect
-from prunelle.export import export_onnx
+from prunelle.export import export_onnx, report_on_sequences
 from prunelle.export.runner import OnnxRunner
+from prunelle.scripts import _closing
 
 
 @pytest.fixture
@@ -136,6 +138,22 @@ def test_a_trained_model_loses_the_tokens_that_the_data_never_uses(
     differences = {m["name"]: m["max_abs_logit_difference"] for m in report["models"]}
     assert differences["teacher"] < 1e-5
     assert differences["onnx"] < 1e-4
+
+
+def test_encoder_and_decoder_are_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prevents a decoder that stays dense, or that the picture shows in the encoder's place."""
+    monkeypatch.setattr(_closing, "report_on_sequences", partial(report_on_sequences, latency_seconds=0))
+    pairs, config = str(tmp_path / "pairs.jsonl"), {"model_type": "t5", "vocab_size": 300, "d_model": 16, "d_kv": 8}
+    config |= {"d_ff": 24, "num_heads": 2, "num_layers": 1, "num_decoder_layers": 1}
+    Path(pairs).write_text("\n".join(json.dumps({"document": f"{n} red {n}", "summary": f"{n}"}) for n in range(40)))
+    words = ["--task", "sequence-to-sequence", "--train_file", pairs, "--validation_file", pairs]
+    words += ["--max_seq_length", "16", "--max_target_length", "12", "--max_eval_samples", "8", "--max_steps", "6"]
+    words += ["--model_config", json.dumps(config), "--disable_tqdm", "true", "--save_strategy", "no"]
+    assert main(["prune", *words, "--output_dir", str(tmp_path / "run")]) == 0
+    record = json.loads((tmp_path / "run" / "compression.json").read_text())
+    assert len(record["density"]) == 6 + 10
+    assert all(density == pytest.approx(0.5, abs=0.01) for density in record["density"].values())
+    assert (tmp_path / "run" / "density.svg").read_text().count(" % of its weights are left") == 6 + 10
 
 
 SPOILED = {
