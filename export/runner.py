@@ -139,6 +139,8 @@ class OnnxRunner(Runner):
         self.input_names = tuple(inputs)
 
     def __call__(self, batch: Batch) -> Logits:
+        # Blocks of plain text have no token types: they are 0 then, as PyTorch's models take them to be.
+        batch = {"token_type_ids": np.zeros(np.shape(batch.get("input_ids", ())), np.int64), **batch}
         self._check(batch)
         outputs = self._session.run(self._outputs, {name: np.asarray(batch[name]) for name in self.input_names})
         # A file in half precision gives half precision.

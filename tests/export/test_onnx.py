@@ -14,7 +14,8 @@ from transformers import (
     BertForSequenceClassification,
 )
 
-from prunelle.export import ExportError, export_onnx, export_variants
+from prunelle.errors import InputError
+from prunelle.export import ExportError, OnnxRunner, export_onnx, export_variants
 from prunelle.export.divergence import parting
 from prunelle.export.inference import model_input_names
 from prunelle.export.verification import verify_onnx
@@ -49,6 +50,19 @@ def test_logits_equal_at_any_shape(kind, rows, length, padded, side, request):
     with torch.inference_mode():
         expected = exported.model(**inputs).logits
     torch.testing.assert_close(run(exported.file, inputs), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_blocks_of_plain_text_have_token_types_of_0(language_model):
+    """Masked-LM students of pretrained BERTs would be trained to the end and then not be measured."""
+    inputs = batch(3, 8, 0)
+    del inputs["token_type_ids"]
+    with torch.inference_mode():
+        expected = language_model.model(**inputs).logits
+    runner = OnnxRunner(language_model.file, "onnx", parameters=0)
+    assert "token_type_ids" in runner.input_names
+    torch.testing.assert_close(torch.from_numpy(runner(inputs)), expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(InputError, match="onnx needs attention_mask, the batch has"):
+        runner({"input_ids": inputs["input_ids"]})
 
 
 def test_padding_is_masked(classifier):
