@@ -35,8 +35,9 @@ class FinetuningArguments(TrainingArguments):
     def __post_init__(self) -> None:
         if self.batch_eval_metrics:
             raise InputError("--batch_eval_metrics: metrics are computed over the whole evaluation; leave it out")
+        # Batches go to a GPU while it computes. (Of a field that is set here mypy forgets what the base class says.)
         if self.accelerator_config is None and self.dataloader_pin_memory:  # type: ignore[has-type]
-            self.accelerator_config = {"non_blocking": True}  # batches go to a GPU while it computes
+            self.accelerator_config = {"non_blocking": True}
         super().__post_init__()
 
 
