@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SAMPLED = 1 << 21  # From so many scores on, a sample says where to look.
+SAMPLED = 1 << 16  # From so many scores on, a sample says where to look.
 STRIDE = 61  # Of the sample: prime, so that it does not fall on the same columns of a matrix all the time.
 
 
