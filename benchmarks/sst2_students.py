@@ -51,7 +51,7 @@ METHODS: dict[str, list[dict[str, Any]]] = {  # stages, of equal length
     "ensemble": [KD],  # all teachers, the mean of their probabilities
     "cached": [KD],  # by --teacher_cache
 }
-SETTINGS = ("steps", *TRAINING_SETTINGS, "labels", "start", "teacher")
+SETTINGS = ("steps", "batch", *TRAINING_SETTINGS, "frozen_embeddings", "labels", "start", "teacher")
 STUDENTS = {"3_layers": [0, 2, 5], "2_layers": [0, 5], "1_layer": [0], "half_hidden": None}
 
 
@@ -65,6 +65,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=434, help="217 are an epoch")
     add_training_flags(parser)
+    parser.add_argument("--batch", type=int, default=32, help="sentences a step")
+    parser.add_argument("--frozen_embeddings", action="store_true", help="leave the students' as they begin")
     parser.add_argument("--pretrained", help="take the students' layers from this model, not from the teacher")
     parser.add_argument("--labels", type=int, help="how many sentences, the first, keep their label; by default all")
     parser.add_argument("--teacher_cache", help="a folder for what `cached` keeps; by default each run makes its own")
@@ -82,7 +84,8 @@ def main() -> None:
     if options.pretrained is not None:
         start = AutoModelForSequenceClassification.from_pretrained(options.pretrained, config=teacher.config)
 
-    settings = {"steps": options.steps, "labels": options.labels, **training_settings(options)}
+    settings = {name: getattr(options, name) for name in ("steps", "batch", "labels", "frozen_embeddings")}
+    settings |= training_settings(options)
     settings["start"] = "teacher" if options.pretrained is None else "pretrained"
     settings["teacher"] = sentences.accuracy(expected, "test")
     ensemble = Ensemble([teacher, *others], temperature=KD["temperature"])
@@ -140,7 +143,8 @@ def train(
                 hidden_projection=projection,
                 max_steps=options.steps // len(stages),
                 seed=seed * len(stages) + number,
-                **training_arguments(options),
+                **{**training_arguments(options), "per_device_train_batch_size": options.batch},
+                frozen_modules=["*embeddings"] if options.frozen_embeddings else [],
             )
             DistillationTrainer(student, teacher, arguments, teacher_folders=options.teachers[:1], **data).train()
 

@@ -31,6 +31,13 @@ class FinetuningArguments(TrainingArguments):
     disable_dropout: bool = field(
         default=False, metadata={"help": "Train without dropout; the model's configuration keeps its rates."}
     )
+    frozen_modules: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Modules whose weights stay as they are, by shell patterns of their names, such as *embeddings. A "
+            "teacher that is trained first is trained whole."
+        },
+    )
 
     def __post_init__(self) -> None:
         if self.batch_eval_metrics:

@@ -17,7 +17,7 @@ from prunelle.errors import InputError
 from prunelle.losses import HardLabelLoss, LogitMSELoss
 from prunelle.tasks import choices
 from prunelle.trainers.arguments import FinetuningArguments
-from prunelle.trainers.models import disable_dropout
+from prunelle.trainers.models import disable_dropout, frozen_parameters
 
 METHODS = "compression.safetensors"
 
@@ -54,8 +54,8 @@ class CompressionTrainer(Trainer):
         kwargs: As for `transformers.Trainer`.
 
     Raises:
-        InputError: A method finds not what it looks for; several GPUs in one process; or methods, and FSDP or
-            DeepSpeed to shard what they parametrize.
+        InputError: A method, or a pattern of `frozen_modules`, finds not what it looks for; several GPUs in one
+            process; or methods, and FSDP or DeepSpeed to shard what they parametrize.
     """
 
     def __init__(
@@ -73,8 +73,11 @@ class CompressionTrainer(Trainer):
         self._loss_shifts_labels = False
         if args.n_gpu > 1:
             raise InputError(f"{args.n_gpu} GPUs and one process: start one process a GPU with `accelerate launch`")
-        if isinstance(args, FinetuningArguments) and args.disable_dropout:
-            disable_dropout(model)
+        if isinstance(args, FinetuningArguments):
+            if args.disable_dropout:
+                disable_dropout(model)
+            for parameter in frozen_parameters(model, args.frozen_modules):
+                parameter.requires_grad_(False)
         self.methods = list(methods)
         if not self.methods:
             return

@@ -21,6 +21,7 @@ from prunelle.trainers.arguments import DistillationArguments, PredictionArgumen
 from prunelle.trainers.cached_answers import PREFIX, cache_answers
 from prunelle.trainers.compression import CompressionTrainer
 from prunelle.trainers.ensemble import input_names
+from prunelle.trainers.models import frozen_parameters
 from prunelle.trainers.objective import Objective, build_objective
 from prunelle.trainers.terms import Outputs, SoftTargets, asked_positions, batch_of
 
@@ -304,8 +305,9 @@ def check_pair(student: PreTrainedModel, teacher: nn.Module, arguments: Distilla
     """See that a student and a teacher can be compared as the arguments ask, before anything is trained.
 
     Raises:
-        InputError: They cannot; see `build_objective`.
+        InputError: They cannot; see `build_objective`. Or what is to be frozen is not there.
     """
+    frozen_parameters(student, arguments.frozen_modules)
     build_objective(student, teacher, arguments)
 
 

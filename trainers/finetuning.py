@@ -58,6 +58,7 @@ SETTINGS_THAT_TRAIN = (
     "label_smoothing_factor",
     "neftune_noise_alpha",
     "disable_dropout",
+    "frozen_modules",
     "train_sampling_strategy",
     "fp16",
     "bf16",
@@ -277,7 +278,7 @@ def teacher_arguments(models: TeacherStudentArguments, arguments: FinetuningArgu
     inherited = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(FinetuningArguments) if f.init}
     beside_the_student = f"{str(arguments.output_dir).rstrip('/')}-teacher"
     inherited |= {"output_dir": models.teacher_output_dir or beside_the_student, "resume_from_checkpoint": None}
-    inherited["push_to_hub"] = False
+    inherited |= {"push_to_hub": False, "frozen_modules": []}
     if models.teacher_learning_rate is not None:
         inherited["learning_rate"] = models.teacher_learning_rate
     if models.teacher_num_train_epochs is not None:

@@ -1,6 +1,7 @@
 """Where models come from: a checkpoint, a configuration, or a teacher's layers."""
 
 import copy
+import fnmatch
 import inspect
 import json
 import logging
@@ -351,6 +352,30 @@ def disable_dropout(model: nn.Module) -> None:
             setattr(module, name, 0.0)
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
+
+
+def frozen_parameters(model: nn.Module, patterns: Sequence[str]) -> list[nn.Parameter]:
+    """The weights of some modules, and of all within them.
+
+    Args:
+        patterns: shell patterns of their qualified names, such as `*embeddings`.
+
+    Raises:
+        InputError: A pattern matches no module, or together they leave nothing to train.
+    """
+    modules = {name: module for name, module in model.named_modules() if name}
+    frozen: dict[int, nn.Parameter] = {}
+    for pattern in patterns:
+        matched = fnmatch.filter(modules, pattern)
+        if not matched:
+            raise InputError(
+                f"--frozen_modules {pattern} matches no module of {type(model).__name__}, such as "
+                f"{', '.join(list(modules)[:3])}"
+            )
+        frozen |= {id(parameter): parameter for name in matched for parameter in modules[name].parameters()}
+    if patterns and all(id(parameter) in frozen for parameter in model.parameters()):
+        raise InputError(f"--frozen_modules {' '.join(patterns)} leaves nothing to train")
+    return list(frozen.values())
 
 
 def tokenizer_for(student: PreTrainedModel, tokenizer: Tokenizer) -> Tokenizer:
