@@ -50,7 +50,9 @@ METHODS: dict[str, list[dict[str, Any]]] = {  # stages, of equal length
     "minilm": [{**KD, "relation_weight": 1.0}],  # arXiv:2012.15828
     "ensemble": [KD],  # all teachers, the mean of their probabilities
     "cached": [KD],  # by --teacher_cache
+    "cached_ensemble": [KD],  # the same of all teachers
 }
+OF_ALL = ("ensemble", "cached_ensemble")  # the teachers, not the first alone
 SETTINGS = ("steps", "batch", *TRAINING_SETTINGS, "frozen_embeddings", "labels", "start", "teacher")
 STUDENTS = {"3_layers": [0, 2, 5], "2_layers": [0, 5], "1_layer": [0], "half_hidden": None}
 
@@ -69,14 +71,14 @@ def main() -> None:
     parser.add_argument("--frozen_embeddings", action="store_true", help="leave the students' as they begin")
     parser.add_argument("--pretrained", help="take the students' layers from this model, not from the teacher")
     parser.add_argument("--labels", type=int, help="how many sentences, the first, keep their label; by default all")
-    parser.add_argument("--teacher_cache", help="a folder for what `cached` keeps; by default each run makes its own")
+    parser.add_argument("--teacher_cache", help="a folder for what is cached; by default each run makes its own")
     options = parser.parse_args()
     logging.disable(logging.INFO)
 
     sentences = Sentences(options.data_dir, options.teachers[0], options.bf16)
     teacher = sentences.model
     others = [AutoModelForSequenceClassification.from_pretrained(folder) for folder in options.teachers[1:]]
-    if "ensemble" in options.methods and not others:
+    if set(OF_ALL) & set(options.methods) and not others:
         parser.error("an ensemble needs more than one of --teachers")
     expected = sentences.predict(teacher, "test")
     encoded = sentences.encoded | unlabeled(sentences, options.labels, options.spans, options.replaced)
@@ -101,7 +103,7 @@ def main() -> None:
                     name: part for name, part in encoded.items() if (name, method) != ("unlabeled", "cross_entropy")
                 }
                 data = trainer_data(sentences.task, sentences.tokenizer, rows)
-                train(model, ensemble if method == "ensemble" else teacher, method, data, options, seed)
+                train(model, ensemble if method in OF_ALL else teacher, method, data, options, seed)
                 for split in ("validation", "test"):
                     predicted = sentences.predict(model, split)
                     run[split] = sentences.accuracy(predicted, split)
@@ -138,7 +140,7 @@ def train(
         for number, stage in enumerate(stages):
             arguments = DistillationArguments(
                 output_dir=folder,
-                teacher_cache=(options.teacher_cache or f"{folder}/cache") if method == "cached" else None,
+                teacher_cache=f"{options.teacher_cache or folder}/{method}" if "cached" in method else None,
                 **stage,
                 hidden_projection=projection,
                 max_steps=options.steps // len(stages),
@@ -146,7 +148,8 @@ def train(
                 **{**training_arguments(options), "per_device_train_batch_size": options.batch},
                 frozen_modules=["*embeddings"] if options.frozen_embeddings else [],
             )
-            DistillationTrainer(student, teacher, arguments, teacher_folders=options.teachers[:1], **data).train()
+            folders = options.teachers if method in OF_ALL else options.teachers[:1]
+            DistillationTrainer(student, teacher, arguments, teacher_folders=folders, **data).train()
 
 
 if __name__ == "__main__":
