@@ -16,6 +16,7 @@ import logging
 import statistics
 import tempfile
 from copy import deepcopy
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ def main() -> None:
     parser.add_argument("--latency_seconds", type=float, default=120.0)
     options = parser.parse_args()
     logging.disable(logging.INFO)
+    if options.picture and find_spec("matplotlib") is None:
+        parser.error("--picture needs matplotlib, which is not installed: pip install matplotlib, or leave it out")
 
     sentences = Sentences(options.data_dir, options.model)
     results: dict[str, dict[str, Any]] = {way: {} for way in WAYS}
@@ -76,11 +79,11 @@ def main() -> None:
     for gone, latency in zip(options.gone, latencies, strict=True):
         milliseconds = {shape: round(latency[shape].p50, 2) for shape in SHAPES}
         results["importance, by layer"][str(gone)]["milliseconds"] = milliseconds
-    if options.picture:
-        draw(results, options.picture)
     line = json.dumps(results)
     if options.results_file:
         options.results_file.write_text(line + "\n")
+    if options.picture:
+        draw(results, options.picture)
     print(line)
 
 
