@@ -145,7 +145,7 @@ def train(
                 hidden_projection=projection,
                 max_steps=options.steps // len(stages),
                 seed=seed * len(stages) + number,
-                **{**training_arguments(options), "per_device_train_batch_size": options.batch},
+                **(training_arguments(options) | {"per_device_train_batch_size": options.batch}),
                 frozen_modules=["*embeddings"] if options.frozen_embeddings else [],
             )
             folders = options.teachers if method in OF_ALL else options.teachers[:1]

@@ -1,12 +1,12 @@
 """Where models come from: a checkpoint, a configuration, or a teacher's layers."""
 
 import copy
-import fnmatch
 import inspect
 import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -366,7 +366,7 @@ def frozen_parameters(model: nn.Module, patterns: Sequence[str]) -> list[nn.Para
     modules = {name: module for name, module in model.named_modules() if name}
     frozen: dict[int, nn.Parameter] = {}
     for pattern in patterns:
-        matched = fnmatch.filter(modules, pattern)
+        matched = [name for name in modules if fnmatchcase(name, pattern)]
         if not matched:
             raise InputError(
                 f"--frozen_modules {pattern} matches no module of {type(model).__name__}, such as "
