@@ -32,12 +32,12 @@ def match_modules(
     Raises:
         InputError: A pattern matches no module of these kinds.
     """
-    known = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+    known = {name: module for name, module in model.named_modules() if name and isinstance(module, kinds)}
     for pattern in (*patterns, *excluded):
         if known and not any(fnmatchcase(name, pattern) for name in known):
             raise InputError(
-                f"the pattern {pattern} matches none of the {len(known)} linear modules of {type(model).__name__}, "
-                f"such as {', '.join(list(known)[:2])}"
+                f"the pattern {pattern} matches none of the {len(known)} modules of {type(model).__name__} that it is "
+                f"for, such as {', '.join(list(known)[:2])}"
             )
     return {
         name: module

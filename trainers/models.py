@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +22,7 @@ from transformers import (
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from prunelle.compression import distilbert_from_bert, from_pretrained, student_from_layers
+from prunelle.compression.targets import match_modules
 from prunelle.errors import InputError, load_checkpoint_with
 from prunelle.tasks import DataArguments, Task, problem_type
 from prunelle.tasks.causal_lm import check_causal
@@ -354,7 +354,7 @@ def disable_dropout(model: nn.Module) -> None:
             module.p = 0.0
 
 
-def frozen_parameters(model: nn.Module, patterns: Sequence[str]) -> list[nn.Parameter]:
+def frozen_parameters(model: PreTrainedModel, patterns: Sequence[str]) -> list[nn.Parameter]:
     """The weights of some modules, and of all within them.
 
     Args:
@@ -363,16 +363,8 @@ def frozen_parameters(model: nn.Module, patterns: Sequence[str]) -> list[nn.Para
     Raises:
         InputError: A pattern matches no module, or together they leave nothing to train.
     """
-    modules = {name: module for name, module in model.named_modules() if name}
-    frozen: dict[int, nn.Parameter] = {}
-    for pattern in patterns:
-        matched = [name for name in modules if fnmatchcase(name, pattern)]
-        if not matched:
-            raise InputError(
-                f"--frozen_modules {pattern} matches no module of {type(model).__name__}, such as "
-                f"{', '.join(list(modules)[:3])}"
-            )
-        frozen |= {id(parameter): parameter for name in matched for parameter in modules[name].parameters()}
+    modules = match_modules(model, (nn.Module,), patterns).values()
+    frozen = {id(parameter): parameter for module in modules for parameter in module.parameters()}
     if patterns and all(id(parameter) in frozen for parameter in model.parameters()):
         raise InputError(f"--frozen_modules {' '.join(patterns)} leaves nothing to train")
     return list(frozen.values())
