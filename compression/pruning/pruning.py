@@ -209,8 +209,9 @@ class Pruning(CompressionMethod):
         for group in self.groups:
             if group.needs_gradient and not group.has_gradient:
                 raise InputError(
-                    f"the scores of {group.group.name} get no gradient: it is frozen, takes no part in the loss, or weights "
-                    "beside it are all zero, and nothing can be learned about it; exclude it, or prune by magnitude"
+                    f"the scores of {group.group.name} get no gradient: it is frozen, takes no part in the loss, or "
+                    "weights beside it are all zero, and nothing can be learned about it; exclude it, or prune by "
+                    "magnitude"
                 )
 
     def observe(self) -> None:
