@@ -223,10 +223,23 @@ def test_float16_keeps_the_slopes_of_one_item_among_many() -> None:
         assert (rounded - exact).norm() < 2e-3 * exact.norm()
 
 
-def test_logits_that_are_more_than_the_decoders_output_are_left_whole(tmp_path: Path) -> None:
-    """Prevents capped, scaled or shifted logits from being distilled as if they were not."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("seed", range(4))
+def test_logits_as_large_as_training_makes_them_are_chunked_too(seed: int, dtype: torch.dtype) -> None:
+    """Prevents the rounding of a trained model's logits from being taken for a head that does more than decode."""
+    model = language_model(BertConfig(**SIZES | {"vocab_size": 3000, "hidden_size": 384}), seed).to(dtype)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(5)
+    assert find_head(model) is not None
+
+
+def test_logits_that_are_more_than_the_decoders_output_are_left_whole(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Prevents capped, scaled or shifted logits from being distilled as if they were not, and a silent cost."""
     capped = language_model(Gemma2Config(**SIZES, num_key_value_heads=2, head_dim=8, final_logit_softcapping=2.0))
     assert find_head(capped) is None
+    assert "Gemma2ForCausalLM makes more of its logits" in caplog.text
     encoder_decoder = T5ForConditionalGeneration(T5Config(vocab_size=53, d_model=16, d_kv=8, d_ff=24, num_layers=1))
     assert find_head(encoder_decoder) is None
     student, teacher = capped, language_model(Gemma2Config(**capped.config.to_dict()), seed=1)
